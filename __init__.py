@@ -4,10 +4,11 @@ Writing: `actstore.capture` runs a model over a corpus of text or images and sto
 `actstore.plan`, `actstore.fill` and `actstore.finish` do the same in three steps, of which many processes may take the second
 (`FillOptions`);
 `actstore.estimate` gives the size and time of a capture (a `CaptureEstimate`) and writes nothing; `actstore.attribute` lets a
-model answer multiple-choice questions and stores every neuron's attribution to the answers. `RunOptions` say how a run is
-carried out: device, memory, resuming. `actstore.inspect` describes what of a model would be captured (a `ModelSpec`).
-`actstore.copy` copies a store to another location (a `CopyReport`). `actstore.CaptureBuilder` makes a capture of arrays, and
-`actstore.import_activations` of what other tools left. `actstore.mix` mixes the batches of several captures, to train on.
+model answer multiple-choice questions and stores every neuron's attribution to the answers, and `actstore.questions` asks
+those of the QRNCA paper. `RunOptions` say how a run is carried out: device, memory, resuming. `actstore.inspect` describes
+what of a model would be captured (a `ModelSpec`). `actstore.copy` copies a store to another location (a `CopyReport`).
+`actstore.CaptureBuilder` makes a capture of arrays, and `actstore.import_activations` of what other tools left. `actstore.mix`
+mixes the batches of several captures, to train on.
 
 Reading: `actstore.open` gives a `Store`, a store its captures (`Capture`), neurons (`Neuron`) and their graphs (`NeuronGraph`).
 The methods of a store are the commands of the command line, under the same names. They return a `Table`, which is an Arrow
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 
     from actstore.api.batches import mix
     from actstore.api.copy import CopyReport, copy
+    from actstore.api.naica import questions
     from actstore.engine.attribution.attribute import attribute
     from actstore.engine.building.builder import CaptureBuilder
     from actstore.engine.building.importing import import_activations
@@ -94,6 +96,7 @@ __all__ = [
     "mix",
     "open",
     "plan",
+    "questions",
     "serve",
     "site",
 ]
@@ -115,6 +118,7 @@ _LATER = {
     "import_activations": "actstore.engine.building.importing",
     "mix": "actstore.api.batches",
     "plan": "actstore.engine.capture.api",
+    "questions": "actstore.api.naica",
     "serve": "actstore.explorer.api",
     "site": "actstore.explorer.api",
 }

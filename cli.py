@@ -80,6 +80,7 @@ FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "contributions": ("contributions",),
     "attribute": ("attribute",),
     "naica.group": ("naica",),
+    "naica.questions": ("questions",),
     "knowledge": ("knowledge",),
     "selectivity.group": ("selectivity",),
     "change.group": ("change",),

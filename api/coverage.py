@@ -36,6 +36,13 @@ class CoverageMethod(Method):
         sections: int = 1000,
         top: int = 10,
         distance: float | None = None,
+        metric: str = "euclidean",
+        classes: str | None = None,
+        lsc_width: float = 10.0,
+        dsc_width: float = 0.1,
+        mdsc_width: float = 10.0,
+        bandwidth: float = 0.2,
+        min_variance: float = 1e-5,
         site: str = "mlp.post",
         positions: str = "counted",
         output: str | Path | None = None,
@@ -45,19 +52,25 @@ class CoverageMethod(Method):
         workers: int | None = None,
         on: str = "local",
     ) -> Answer[dict[str, Coverage]]:
-        """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC.
+        """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC, NLC, LSC, DSC, MDSC.
 
-        - `criteria`: names of criteria; all that `reference` and `distance` allow unless given.
-        - `reference`: name of the capture whose ranges kmnc, nbc and snac are held against.
+        - `criteria`: names of criteria; those of one pass that `reference` and `distance` allow unless given.
+        - `reference`: name of the capture whose ranges kmnc, nbc and snac are held against, and the samples of lsc, dsc and
+        mdsc.
         - `by`: a label; one population per value.
         - `thresholds`: the t of nc.
         - `sections`: the k of kmnc.
         - `top`: the k of tknc and tknp.
         - `distance`: how far a vector must lie from all kept ones, for tfc.
+        - `metric`: whether `distance` is `euclidean`, or `squared` as in the authors' code.
+        - `classes`: the label whose values are the classes that lsc, dsc and mdsc compare within; one class unless given.
+        - `lsc_width`, `dsc_width`, `mdsc_width`: width of a bucket of each.
+        - `bandwidth`: of the kernel of lsc.
+        - `min_variance`: neurons that vary less over the reference are left out of lsc, dsc and mdsc.
         - `output`: a file for what was measured, to be merged.
         - `merge`: files of earlier measurements that are added.
         - `device`: what looks for the largest neurons of tknc and tknp: `auto`, `cpu`, `cuda` or `cuda:1`.
-        - `workers`: number of processes that blocks are divided among; layers for tfc, which depends on their order.
+        - `workers`: number of processes that blocks are divided among; layers for tfc and nlc, which depend on their order.
         - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
 
         Columns: population (the label's value, or `all`), criterion, parameter, covered, of, share, samples.
@@ -72,7 +85,10 @@ class CoverageMethod(Method):
         names = applicable_criteria(has_reference=reference is not None, has_distance=distance is not None)
         if criteria is not None:
             names = tuple(criteria)
-        settings = CoverageSettings(names, tuple(thresholds), sections, top, distance, site, positions)
+        settings = CoverageSettings(
+            names, tuple(thresholds), sections, top, distance, site, positions, metric, classes,
+            lsc_width, dsc_width, mdsc_width, bandwidth, min_variance,
+        )  # fmt: skip
         executor, target = executor_of(workers, on), find_device(device, on)
         opened = self._store.capture(capture)
         against = self._store.capture(reference) if reference is not None else None

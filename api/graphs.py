@@ -176,6 +176,7 @@ class GraphsMethod(GraphQueries):
         mask: str = "auto",
         n_substitutes: int = 5,
         substitutes_model: str | None = None,
+        measure_variants: bool = True,
         seed: int = 0,
         annotate: str | None = None,
         precision: str = "half",
@@ -192,6 +193,7 @@ class GraphsMethod(GraphQueries):
         - `mask`: what stands for a masked token: `auto`, `mask`, `unk`, `pad`, `typical` or `delete`.
         - `n_substitutes`: number of substitutes per important token.
         - `substitutes_model`: a masked language model that names substitutes; the captured text itself unless given.
+        - `measure_variants`: mask the tokens of substituted windows, too, as the published code does.
         - `seed`: random seed of the exemplars.
         - `annotate`: a set of graphs; one called `{annotate}-probed` notes the measured importance.
         - `precision`: precision of the probes' activations.
@@ -220,6 +222,7 @@ class GraphsMethod(GraphQueries):
                 n_substitutes=n_substitutes,
                 mask=mask,
                 substitutes_model=substitutes_model,
+                measure_variants=measure_variants,
             ),
             precision=precision,
             options=options,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,10 +10,12 @@ from actstore.store.calls import checks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from actstore.engine.edit.readings import Reader
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.load import LoadedModel
+    from actstore.engine.multimodal.replay import Replay
     from actstore.store.capture.reader import Capture
     from actstore.store.model.root import Root
 
@@ -60,3 +62,25 @@ def open_reader(capture: Capture, model: ModelInput | None, options: ModelOption
     options = options or ModelOptions()
     with open_model(capture.store, model, options, dtype=capture.record.dtype) as (loaded, name):
         yield Reader.load(loaded, name, trust_remote_code=options.trust_remote_code)
+
+
+@contextmanager
+def open_replay(
+    capture: Capture,
+    model: ModelInput | None = None,
+    options: ModelOptions | None = None,
+    *,
+    loading: AbstractContextManager[None] | None = None,
+) -> Iterator[Replay]:
+    """The model of a capture of images, ready to read them again; that of the store where `model` is None.
+
+    `loading` is entered while the model is loaded.
+    """
+    from actstore.engine.models.vision.inputs import VisionProcessor
+    from actstore.engine.multimodal.replay import Replay
+
+    trusted = options is not None and options.trust_remote_code
+    with ExitStack() as opened:
+        with loading or nullcontext():
+            loaded, name = opened.enter_context(open_model(capture.store, model, options, dtype=capture.record.dtype))
+        yield Replay(loaded, VisionProcessor.load(name, trust_remote_code=trusted), capture)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +10,14 @@ import pyarrow as pa
 
 from actstore.api.light import explains
 from actstore.api.method import Method
-from actstore.api.models import open_model
+from actstore.api.models import open_replay
 from actstore.api.neurons import neuron_pairs
 from actstore.api.results import Answer
 from actstore.store.neurons import neuron_columns
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Sequence
 
     from actstore.api.models import ModelOptions
     from actstore.api.neurons import NeuronInput
@@ -27,11 +25,7 @@ if TYPE_CHECKING:
     from actstore.engine.multimodal.causal import Effect
     from actstore.engine.multimodal.patch_maps import PatchMap
     from actstore.engine.multimodal.properties import Summary
-    from actstore.engine.multimodal.replay import Replay
-    from actstore.engine.multimodal.result import FindSettings, Multimodal
-    from actstore.store.capture.reader import Capture
-
-    Progress = Callable[[int, int], None]
+    from actstore.engine.multimodal.result import Multimodal
 
 
 @explains
@@ -120,6 +114,7 @@ class MultimodalMethod(Method):
         self,
         model: ModelInput | None = None,
         *,
+        regions: str | None = None,
         shuffled: str | None = None,
         gradient: bool = False,
         k: int = 20,
@@ -129,29 +124,23 @@ class MultimodalMethod(Method):
         capture: str | None = None,
         options: ModelOptions | None = None,
     ) -> Answer[dict[str, dict[str, Summary]]]:
-        """Sensitivity, region and cross-image invariance, and specificity of the neurons found, beside baselines.
+        """Sensitivity, invariances, specificity and discrimination of the neurons found, beside baselines.
 
-        - `shuffled`: the capture of the images with their patches shuffled, for region invariance.
+        - `regions`: what is permuted for region invariance: `embeddings`, the patches among the language model's input
+          embeddings, as published, which runs the model; `pixels`, those of images, with `shuffled`; `none`. Unless given,
+          `embeddings`, or `pixels` with `shuffled`.
+        - `shuffled`: the capture of the images with their patches shuffled.
         - `gradient`: rank by activation × gradient too, which runs the model.
-        - `seed`: random seed of the random ranking.
+        - `seed`: random seed of the order of patches and of the random ranking.
 
         Columns: ranking, property, mean, sd, n (nouns).
         """
-        from dataclasses import replace
-
-        from actstore.engine.multimodal.properties import measure
+        from actstore.engine.multimodal.properties import PropertySource
         from actstore.engine.multimodal.result import FindSettings
 
-        opened = self._store.capture(capture)
+        source = PropertySource.of(self._store, capture, shuffled, regions, gradient=gradient)
         settings = FindSettings(k, nouns, gain=gain, seed=seed)
-        with open_replay(opened, model, options) if gradient else nullcontext() as replay:
-            first = rankings_of(opened, settings, replay)
-        second: dict[str, Multimodal] = {}
-        if shuffled is not None:
-            other = self._store.capture(shuffled)
-            with open_replay(other, model, options) if gradient else nullcontext() as replay:
-                second = rankings_of(other, replace(settings, seed=seed + 1), replay)
-        measured = {name: measure(found, second.get(name)) for name, found in first.items()}
+        _, measured = source.measure(settings, lambda images: open_replay(images, model, options))
         rows = [
             {"ranking": name, "property": key, "mean": one.mean, "sd": one.sd, "n": one.n}
             for name, every in measured.items()
@@ -181,7 +170,7 @@ class MultimodalMethod(Method):
         Columns: ranking, gone (share of nouns no longer said), changed (share of answers), drop (of the probability).
         """
         from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
-        from actstore.engine.multimodal.properties import summarise
+        from actstore.engine.multimodal.properties import rankings_of, summarise
         from actstore.engine.multimodal.result import FindSettings
 
         settings = CausalSettings(sigma, seed, max_nouns)
@@ -270,62 +259,11 @@ class MultimodalMethod(Method):
         - `patch`: pixels of a patch, each way: the model's own, or a multiple.
         - `captions`: write the capture's answers as captions, so that the shuffled images are captured with them.
         """
-        from actstore.engine.multimodal.answers import answers_by_image
+        from actstore.engine.multimodal.describe import answers_by_image
         from actstore.engine.multimodal.shuffle import shuffle_images
 
         answers = answers_by_image(self._store.capture(capture)) if captions else None
         return list(shuffle_images(Path(images), Path(output), patch=patch, seed=seed, captions=answers).unreadable)
-
-
-@contextmanager
-def open_replay(
-    capture: Capture,
-    model: ModelInput | None = None,
-    options: ModelOptions | None = None,
-    *,
-    loading: AbstractContextManager[None] | None = None,
-) -> Iterator[Replay]:
-    """The model of a capture of images, ready to read them again; that of the store where `model` is None.
-
-    `loading` is entered while the model is loaded.
-    """
-    from actstore.engine.models.vision.inputs import VisionProcessor
-    from actstore.engine.multimodal.replay import Replay
-
-    trusted = options is not None and options.trust_remote_code
-    with ExitStack() as opened:
-        with loading or nullcontext():
-            loaded, name = opened.enter_context(open_model(capture.store, model, options, dtype=capture.record.dtype))
-        yield Replay(loaded, VisionProcessor.load(name, trust_remote_code=trusted), capture)
-
-
-def rankings_of(
-    capture: Capture,
-    settings: FindSettings,
-    replay: Replay | None,
-    choose: Callable[[Multimodal], list[int]] | None = None,
-    progress: Callable[[str], AbstractContextManager[Progress]] = lambda _: nullcontext(lambda done, total: None),
-) -> dict[str, Multimodal]:
-    """The nouns' neurons by every ranking; by gradient, which needs `replay`, those of the nouns that `choose` selects.
-
-    `progress`: opened with the name of what is counted for each ranking, gives what is called with the number done and in all.
-    """
-    from dataclasses import replace
-
-    from actstore.engine.multimodal.find import find_multimodal
-    from actstore.engine.multimodal.rankings import FROM_STORE
-
-    rankings = {}
-    for name in FROM_STORE:
-        with progress(f"layers, by {name}") as advance:
-            rankings[name] = find_multimodal(capture, replace(settings, by=name), advance)
-    if replay is not None:
-        from actstore.engine.multimodal.gradients import rank_by_gradient
-
-        first = rankings["contribution"]
-        with progress("captions, by gradient") as advance:
-            rankings["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None, advance)
-    return rankings
 
 
 def _table(multimodal: Multimodal) -> Table:

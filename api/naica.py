@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
 
-from actstore.api.light import explains
+from actstore.api.light import explained, explains
 from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.neurons import label_column
@@ -20,11 +22,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actstore.api.models import ModelOptions
+    from actstore.engine.capture.progress import CaptureProgress
+    from actstore.engine.capture.run import RunOptions
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.naica.evaluation import NaicaEvaluation
     from actstore.engine.naica.selection import SelectedNeurons
     from actstore.store.capture.captures import Captures
     from actstore.store.capture.questions.attributions import Attributions
+
+
+logger: Final = logging.getLogger("actstore")
 
 
 @explains
@@ -42,10 +49,12 @@ class NaicaMethod(Method):
         t: float = 0.2,
         u: float = 0.3,
         v: int = 20,
+        removal: str = "after",
         ica: bool = True,
         k: int = 10,
         seed: int = 0,
         output: str | Path | None = None,
+        overlap_map: str | Path | None = None,
         capture: str | None = None,
         device: str = "auto",
         workers: int | None = None,
@@ -62,10 +71,12 @@ class NaicaMethod(Method):
         - `t`: a query's cluster is its neurons above this share of its largest attribution.
         - `u`: neurons in more than this share of the clusters are common, and removed; 1 keeps all.
         - `v`: maximum number of neurons per query.
+        - `removal`: whether common neurons are removed `after` the v largest were taken, as published, or `before`.
         - `ica`: weigh attributions by ica.
         - `k`: number of neurons per label.
         - `seed`: random seed of the method `random`.
         - `output`: a picture of labels by layers, .svg or .html.
+        - `overlap_map`: a picture of the neurons that labels share, .svg or .html.
         - `capture`: the capture of questions; the only one unless given.
         - `device`: what looks for large attributions: `auto`, `cpu`, `cuda` or `cuda:1`.
         - `workers`: number of processes that queries are divided among.
@@ -75,25 +86,23 @@ class NaicaMethod(Method):
 
         >>> store.naica(by="domain", k=5).table
         """
-        from actstore.display.heat_map import check_picture, write_picture
+        from actstore.display.heat_map import check_picture
         from actstore.engine.devices.device import find_device
         from actstore.engine.naica.baselines import choose_neurons
         from actstore.engine.naica.naica import NaicaSettings
-        from actstore.engine.naica.selection import count_by_layer, label_of_queries
+        from actstore.engine.naica.selection import label_of_queries
         from actstore.engine.workers.scan import executor_of
         from actstore.store.capture.questions.attributions import open_attributions
 
-        settings, executor = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica), executor_of(workers, on)
+        settings, executor = NaicaSettings(attribution, t, u, v, ica, removal), executor_of(workers, on)
         target = find_device(device, on)
         attributions = open_attributions(self._store, capture)
         label_of_queries(attributions.queries, by)  # refuses a label that is not there before the work
-        if output is not None:
-            check_picture(Path(output))
+        for picture in (output, overlap_map):
+            if picture is not None:
+                check_picture(Path(picture))
         selection = choose_neurons(attributions, method, settings, seed, executor, target)
-        if output is not None:
-            layers = count_by_layer(selection, attributions.capture.record.layers(attributions.site), by)
-            about = f"{self._store.model.name}, capture {attributions.capture.record.name}: {method}, {attribution}"
-            write_picture(Path(output), layers, "Query-relevant neurons by layer", about)
+        _draw(attributions, selection, by, f"{method}, {attribution}", output, overlap_map)
         return Answer(_selection_table(attributions, selection, by, k), selection, tuple(selection.warnings))
 
     def evaluate(
@@ -110,6 +119,7 @@ class NaicaMethod(Method):
         t: float = 0.2,
         u: float = 0.3,
         v: int = 20,
+        removal: str = "after",
         max_rows: int = 160,
         capture: str | None = None,
         options: ModelOptions | None = None,
@@ -119,7 +129,7 @@ class NaicaMethod(Method):
         - `model`: a name, a path or a loaded model; the store's own unless given.
         - `by`: the label whose other values are unrelated queries.
         - `method`: methods that are compared; all unless given.
-        - `protocol`: `query` (the paper's), `prompt`, `label` (both held out); all unless given.
+        - `protocol`: `prompt` and `label` (both held out), `query` (the paper's); all unless given.
         - `seeds`: number of draws of unrelated queries and of what is left out.
         - `max_queries`: maximum number of queries that are tested.
         - `pool`: number of neurons per label in the protocol `label`.
@@ -140,7 +150,7 @@ class NaicaMethod(Method):
             seeds=seeds,
             max_queries=max_queries,
             pool=pool,
-            naica=NaicaSettings(attribution=attribution, t=t, u=u, v=v),
+            naica=NaicaSettings(attribution, t, u, v, removal=removal),
             max_rows=max_rows,
         )
         attributions = open_attributions(self._store, capture)
@@ -150,23 +160,127 @@ class NaicaMethod(Method):
         return Answer(Table(pa.Table.from_pylist(evaluation.summary())), evaluation, tuple(evaluation.warnings))
 
 
+def _draw(
+    attributions: Attributions,
+    selection: SelectedNeurons,
+    by: str | None,
+    about: str,
+    output: str | Path | None,
+    overlap_map: str | Path | None,
+) -> None:
+    """The pictures that were asked for."""
+    from actstore.display.heat_map import write_picture
+    from actstore.display.overlap_map import write_overlap
+    from actstore.engine.naica.selection import count_by_layer, neurons_of_labels
+
+    subtitle = f"{attributions.store.model.name}, capture {attributions.capture.record.name}: {about}"
+    if output is not None:
+        layers = count_by_layer(selection, attributions.capture.record.layers(attributions.site), by)
+        write_picture(Path(output), layers, "Query-relevant neurons by layer", subtitle)
+    if overlap_map is not None:
+        title = f"Query-relevant neurons that {'labels' if by else 'queries'} share"
+        write_overlap(Path(overlap_map), neurons_of_labels(selection, by), title, subtitle)
+
+
+@explained
+def questions(
+    model: ModelInput,
+    path: str | Path,
+    store: str | Path,
+    *,
+    preset: str,
+    name: str = "questions",
+    k: int = 10,
+    steps: int | None = None,
+    max_queries: int | None = None,
+    output: str | Path | None = None,
+    overlap_map: str | Path | None = None,
+    options: RunOptions | None = None,
+) -> Answer[SelectedNeurons]:
+    """Lets a model answer the questions of the QRNCA paper; the neurons relevant to each domain or language.
+
+    The same as `actstore.attribute` and `store.naica(by="relation_name")`. The questions are their authors', and not part of
+    actstore.
+
+    - `path`: the authors' file, or the folder that holds it, as their repository does.
+    - `preset`: `qrnca-domain` or `qrnca-language`.
+    - `name`: name of the capture.
+    - `k`: number of neurons per label.
+    - `steps`: steps of the integral from 0 to the activations.
+    - `max_queries`: maximum number of queries to read.
+    - `output`: a picture of labels by layers, .svg or .html.
+    - `overlap_map`: a picture of the neurons that labels share, .svg or .html.
+
+    Columns: relation_name, name, layer, neuron, score; best first.
+
+    >>> actstore.questions("gpt2", "qrneuron/data", "gpt2.actstore", preset="qrnca-domain").table
+    """
+    attributions, selection = ask_preset(
+        model, path, store, preset, name, steps, max_queries, output, overlap_map, options, None
+    )
+    return Answer(_selection_table(attributions, selection, "relation_name", k), selection, tuple(selection.warnings))
+
+
+def ask_preset(
+    model: ModelInput,
+    path: str | Path,
+    store: str | Path,
+    preset: str,
+    name: str,
+    steps: int | None,
+    max_queries: int | None,
+    output: str | Path | None,
+    overlap_map: str | Path | None,
+    options: RunOptions | None,
+    progress: CaptureProgress | None,
+) -> tuple[Attributions, SelectedNeurons]:
+    """As `questions`: the attributions, and the neurons of every query."""
+    from actstore.display.heat_map import check_picture
+    from actstore.engine.attribution.attribute import attribute
+    from actstore.engine.naica.naica import find_naica
+    from actstore.engine.naica.presets import LABEL, PRESETS, find_questions
+
+    file = find_questions(preset, path)
+    for picture in (output, overlap_map):
+        if picture is not None:
+            check_picture(Path(picture))
+    attributions = attribute(
+        model, file, store, name=name, steps=steps, max_queries=max_queries, label_columns=(LABEL,),
+        templates=PRESETS[preset].n_prompts, options=options, progress=progress,
+    )  # fmt: skip
+    selection = find_naica(attributions)
+    if n_cut := int(np.count_nonzero(attributions.prompts["n_cut"].to_numpy())):
+        context = attributions.capture.record.plan.settings["context"]
+        sentence = (
+            f"{n_cut:,} of {attributions.prompts.num_rows:,} prompts are longer than the model's context of {context} tokens: "
+            f"their "
+            "beginning was cut off (column n_cut)."
+        )
+        selection = replace(selection, warnings=(sentence, *selection.warnings))
+    _draw(attributions, selection, LABEL, f"{preset}, naica, ig", output, overlap_map)
+    return attributions, selection
+
+
 def knowledge_neurons(
     store: Captures, attribution: str, keep: float, share: float, at_least: int, at_most: int, capture: str | None
 ) -> Table:
     """As `Store.knowledge`."""
     from actstore.engine.naica.knowledge import Refinement
-    from actstore.engine.naica.stored_knowledge import each_knowledge_neurons
+    from actstore.engine.naica.stored_knowledge import each_knowledge_neurons, size_warning
     from actstore.store.capture.questions.attributions import open_attributions
 
     refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
     attributions = open_attributions(store, capture)
     queries = attributions.queries["query"].to_pylist()
-    names, flat, n_prompts, shares = [], [], [], []
+    names, flat, n_prompts, shares, sizes = [], [], [], [], []
     for row, agreed in each_knowledge_neurons(attributions, refinement, attribution):
         names += [queries[row]] * len(agreed.neurons)
         flat += agreed.neurons.tolist()
         n_prompts += agreed.n_prompts.tolist()
         shares += [agreed.share] * len(agreed.neurons)
+        sizes.append(len(agreed.neurons))
+    if warning := size_warning(sizes, attributions, refinement):
+        logger.warning(warning)
     neurons = np.array(flat, np.int64)
     columns = _columns("query", pa.array(names, pa.string()), attributions, neurons)
     return Table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -11,10 +12,13 @@ from actstore.api.method import Method
 from actstore.api.models import open_model
 from actstore.api.neurons import label_column
 from actstore.api.results import Answer
+from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import neuron_columns
 from actstore.store.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from actstore.api.models import ModelOptions
     from actstore.engine.contributions.next_tokens import Place
     from actstore.engine.models.in_memory import ModelInput
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
     from actstore.engine.selectivity.selectivity import Selectivity, SelectivitySettings
     from actstore.store.capture.plan import PlannedWindow
     from actstore.store.capture.reader import Capture
+    from actstore.store.model.root import Root
 
 
 @explains
@@ -40,6 +45,10 @@ class SelectivityMethod(Method):
         activation_quantile: float = 0.95,
         site: str | None = None,
         modality: str | None = None,
+        method: str = "lape",
+        tuned: Mapping[str, str | Path] | None = None,
+        seed: int = 0,
+        overlap_map: str | Path | None = None,
         capture: str | None = None,
         workers: int | None = None,
         on: str = "local",
@@ -51,6 +60,10 @@ class SelectivityMethod(Method):
         - `activation_quantile`: a neuron belongs to the labels for which it fires more often than this quantile of all.
         - `site`: where firing is read; the gate's sign where it is kept, else `mlp.post`, unless given.
         - `modality`: count tokens of this modality only: `text`, `image` or `generated`.
+        - `method`: `lape`, or a baseline of its paper: `lap`, `lave`, `pv` or `random`.
+        - `tuned`: label → a store of the model tuned on its text, for `pv`.
+        - `seed`: random seed of the method `random`.
+        - `overlap_map`: a picture of the neurons that labels share, .svg or .html.
         - `capture`: name of the capture.
         - `workers`: number of processes that blocks are divided among where they are read, for `modality`.
         - `on`: where they run: `local`, `ray` or `ray://HOST:PORT`.
@@ -59,18 +72,33 @@ class SelectivityMethod(Method):
 
         >>> store.selectivity(by="language").table
         """
+        from actstore.display.heat_map import check_picture
+        from actstore.display.overlap_map import write_overlap
         from actstore.engine.selectivity.selectivity import SelectivitySettings
 
-        settings = SelectivitySettings(by, site, modality, share, activation_quantile)
-        return self._answer(self._store.capture(capture), settings, workers, on)
+        settings = SelectivitySettings(by, site, modality, share, activation_quantile, method, seed)
+        if overlap_map is not None:
+            check_picture(Path(overlap_map))
+        opened = self._store.capture(capture)
+        answer = self._answer(opened, settings, tuned, workers, on)
+        if overlap_map is not None:
+            about = f"{opened.store.model.name}, capture {opened.record.name}: {method}, {share:g} of all neurons"
+            write_overlap(Path(overlap_map), answer.details.neurons, f"Neurons that values of {by} share", about)
+        return answer
 
     def _answer(
-        self, capture: Capture, settings: SelectivitySettings, workers: int | None = None, on: str = "local"
+        self,
+        capture: Capture,
+        settings: SelectivitySettings,
+        tuned: Mapping[str, str | Path] | None = None,
+        workers: int | None = None,
+        on: str = "local",
     ) -> Answer[Selectivity]:
         from actstore.engine.selectivity.selectivity import find_selectivity
         from actstore.engine.workers.scan import executor_of
 
-        selective = find_selectivity(capture, settings, executor_of(workers, on))
+        stores = open_tuned(tuned or {}, settings.method)
+        selective = find_selectivity(capture, settings, executor_of(workers, on), stores)
         firing = selective.firing
         labels, layers, indices, entropies, probabilities = [], [], [], [], []
         for column, (label, numbers) in enumerate(selective.neurons.items()):
@@ -97,6 +125,9 @@ class SelectivityMethod(Method):
         activation_quantile: float = 0.95,
         site: str | None = None,
         modality: str | None = None,
+        method: str = "lape",
+        tuned: Mapping[str, str | Path] | None = None,
+        keep_only: bool = False,
         max_tokens: int = 10_000,
         batch_tokens: int = 4096,
         random: int = 1,
@@ -108,6 +139,7 @@ class SelectivityMethod(Method):
         """Switches off each label's neurons and measures the change in perplexity on every label's text.
 
         - `corpus`: held-out documents with the same label; the capture's own unless given.
+        - `keep_only`: switch off all neurons but the label's, instead of these.
         - `max_tokens`: number of tokens that are predicted per label.
         - `batch_tokens`: tokens per forward pass.
         - `random`: number of draws of as many random neurons of the same layers.
@@ -119,9 +151,10 @@ class SelectivityMethod(Method):
         from actstore.engine.selectivity.mask_matrix import MaskSettings, by_layer, measure_masks
         from actstore.engine.selectivity.selectivity import SelectivitySettings
 
-        settings = MaskSettings(max_tokens, batch_tokens, random, seed)
+        settings = MaskSettings(max_tokens, batch_tokens, random, seed, keep_only)
         opened = self._store.capture(capture)
-        answer = self._answer(opened, SelectivitySettings(by, site, modality, share, activation_quantile))
+        selection = SelectivitySettings(by, site, modality, share, activation_quantile, method, seed)
+        answer = self._answer(opened, selection, tuned)
         selective = answer.details
         neurons = {label: by_layer(selective.firing.locate(flat)) for label, flat in selective.neurons.items()}
         with open_model(self._store, model, options, dtype=opened.record.dtype) as (loaded, name):
@@ -189,6 +222,15 @@ class SelectivityMethod(Method):
         opened = self._store.capture(capture)
         lens = read_lens(opened, at=at, document=document, k=k, device=device)
         return Answer(Table(lens.table(opened.store)), lens, tuple(overflow_sentences(opened, ["resid.post"])))
+
+
+def open_tuned(tuned: Mapping[str, str | Path], method: str) -> dict[str, Root]:
+    """Label → its store; `InvalidInputError` where stores are named for a method that reads none."""
+    from actstore.store.model.root import Root
+
+    if tuned and method != "pv":
+        raise InvalidInputError(f"Stores of tuned models, `tuned`, are for the method 'pv', found {method!r}.")
+    return {label: Root(location) for label, location in tuned.items()}
 
 
 def held_out_windows(

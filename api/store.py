@@ -117,7 +117,8 @@ class Store(reader.Store):
         - `share`: share of the prompts that must keep a neuron, to begin with.
         - `at_least`: fewer neurons lower the share; `at_most`: more neurons raise it.
 
-        Columns: query, name, layer, neuron, n_prompts (that keep it), share.
+        Columns: query, name, layer, neuron, n_prompts (that keep it), share. Where many queries have too few prompts for so few
+        neurons, the log says so.
         """
         return knowledge_neurons(self, attribution, keep, share, at_least, at_most, capture)
 

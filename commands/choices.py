@@ -15,7 +15,7 @@ from actstore.engine.building.names import FORMATS as IMPORT_FORMATS
 from actstore.engine.capture.settings import Begin, Part, Summed
 from actstore.engine.change.scorers import SCORERS
 from actstore.engine.coactivation.settings import MEASURES
-from actstore.engine.coverage.criteria import CRITERIA
+from actstore.engine.coverage.criteria import CRITERIA, METRICS
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.forms.table import FORMS as REWRITE_METHODS
 from actstore.engine.explain.settings import OTHERS
@@ -26,10 +26,13 @@ from actstore.engine.inputs.documents import DecodingErrors, StdinFormat
 from actstore.engine.models.names import DTYPES, HEAD_SITES, SITES
 from actstore.engine.multimodal.noun_maps import MAPS
 from actstore.engine.multimodal.nouns import AUTO, NOUN_FINDERS
+from actstore.engine.multimodal.rankings import REGIONS
 from actstore.engine.multimodal.result import FORMS as ACTIVATIONS
 from actstore.engine.naica.methods import METHODS as SELECTION_METHODS
-from actstore.engine.naica.protocols import PROTOCOLS
+from actstore.engine.naica.presets import PRESETS
+from actstore.engine.naica.protocols import PROTOCOLS, REMOVALS
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
+from actstore.engine.selectivity.methods import METHODS as SELECTIVITY_METHODS
 from actstore.store.capture.positions import POSITIONS
 from actstore.store.capture.questions.attribution_kinds import KINDS as ATTRIBUTION_KINDS
 from actstore.store.edits import KINDS as EDIT_KINDS
@@ -68,16 +71,21 @@ if TYPE_CHECKING:
     MapName = str
     MaskName = str
     MatchName = str
+    MetricName = str
     ModalityName = str
     NounFinderName = str
     OthersName = str
     PartName = str
     PositionSetName = str
     PrecisionName = str
+    PresetName = str
     ProtocolName = str
+    RegionsName = str
+    RemovalName = str
     RewriteMethod = str
     ScorerName = str
     SelectionMethod = str
+    SelectivityMethodName = str
     SiteName = str
     StdinFormatName = str
     SummedName = str
@@ -100,16 +108,21 @@ else:
     MapName = closed_set("MapName", MAPS)
     MaskName = closed_set("MaskName", MASKS)
     MatchName = closed_set("MatchName", MATCHES)
+    MetricName = closed_set("MetricName", METRICS)
     ModalityName = closed_set("ModalityName", COUNTABLE)
     NounFinderName = closed_set("NounFinderName", (AUTO, *NOUN_FINDERS))
     OthersName = closed_set("OthersName", OTHERS)
     PartName = closed_set("PartName", get_args(Part))
     PositionSetName = closed_set("PositionSetName", POSITIONS)
     PrecisionName = closed_set("PrecisionName", PRECISIONS)
+    PresetName = closed_set("PresetName", PRESETS)
     ProtocolName = closed_set("ProtocolName", PROTOCOLS)
+    RegionsName = closed_set("RegionsName", REGIONS)
+    RemovalName = closed_set("RemovalName", REMOVALS)
     RewriteMethod = closed_set("RewriteMethod", REWRITE_METHODS)
     ScorerName = closed_set("ScorerName", SCORERS)
     SelectionMethod = closed_set("SelectionMethod", SELECTION_METHODS)
+    SelectivityMethodName = closed_set("SelectivityMethodName", SELECTIVITY_METHODS)
     SiteName = closed_set("SiteName", SITES)
     StdinFormatName = closed_set("StdinFormatName", get_args(StdinFormat))
     SummedName = closed_set("SummedName", get_args(Summed))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.commands import completion
-from actstore.commands.choices import CriterionName  # noqa: TC001  (Typer reads it)
+from actstore.commands.choices import CriterionName, MetricName  # noqa: TC001  (Typer reads it)
 from actstore.commands.executors import On, ScanDevice, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     By,
@@ -25,6 +25,7 @@ from actstore.commands.options import (
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
+from actstore.engine.coverage.criteria import CRITERIA
 from actstore.store.errors import InvalidInputError
 from actstore.store.reader import Store
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from actstore.engine.coverage.coverage import CriterionResult as Covered
     from actstore.engine.coverage.probe import Probe
     from actstore.store.reader import Capture
+
+SURPRISE_PANEL = "Criteria lsc, dsc and mdsc"
 
 group = family(
     """Coverage criteria over a capture, and a linear probe between two labels.
@@ -58,14 +61,15 @@ def show(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="The capture whose ranges kmnc, nbc and snac use, such as that of the training data.",
+            help="The capture whose ranges kmnc, nbc and snac use, and whose samples lsc, dsc and mdsc, such as that of the "
+            "training data.",
         ),
     ] = None,
     criteria: Annotated[
         list[CriterionName] | None,
         typer.Option(
             "--criterion",
-            help="Criterion to measure; repeat for more. [default: all that --reference and --distance allow]",
+            help="Criterion to measure; repeat for more. [default: those of one pass that --reference and --distance allow]",
         ),
     ] = None,
     by: Annotated[
@@ -91,6 +95,32 @@ def show(
             help="Minimum distance of a vector from all vectors kept before.", rich_help_panel="Criterion tfc"
         ),
     ] = None,
+    metric: Annotated[
+        MetricName,
+        typer.Option(help="What --distance is; its square in the authors' code.", rich_help_panel="Criterion tfc"),
+    ] = "euclidean",
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="The label whose values are the classes that samples are compared within; dsc needs several. [default: one "
+            "class]",
+            rich_help_panel=SURPRISE_PANEL,
+            autocompletion=completion.labels,
+        ),
+    ] = None,
+    lsc_width: Annotated[float, typer.Option(help="Width of a bucket of lsc.", rich_help_panel=SURPRISE_PANEL)] = 10.0,
+    dsc_width: Annotated[float, typer.Option(help="Width of a bucket of dsc.", rich_help_panel=SURPRISE_PANEL)] = 0.1,
+    mdsc_width: Annotated[
+        float, typer.Option(help="Width of a bucket of mdsc.", rich_help_panel=SURPRISE_PANEL)
+    ] = 10.0,
+    bandwidth: Annotated[
+        float, typer.Option(help="Bandwidth of the kernel of lsc.", rich_help_panel=SURPRISE_PANEL)
+    ] = 0.2,
+    min_variance: Annotated[
+        float,
+        typer.Option(help="Leave out neurons that vary less over the reference.", rich_help_panel=SURPRISE_PANEL),
+    ] = 1e-5,
     output: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the measured state into this file, to be merged.")
     ] = None,
@@ -103,9 +133,9 @@ def show(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC.
+    """Coverage criteria over the samples of a capture: NC, KMNC, NBC, SNAC, TKNC, TKNP, TFC, NLC, LSC, DSC, MDSC.
 
-    Blocks are divided among --workers; for tfc, which depends on the order of samples, layers.
+    Blocks are divided among --workers; for tfc and nlc, which depend on the order of samples, layers.
 
     Example: `actstore coverage gpt2.actstore --capture prompts --reference corpus --by kind`
     """
@@ -123,7 +153,10 @@ def show(
             criteria or applicable_criteria(has_reference=reference is not None, has_distance=distance is not None)
         )
     )
-    settings = CoverageSettings(selected, _thresholds(thresholds), sections, top, distance, site, positions)
+    settings = CoverageSettings(
+        selected, _thresholds(thresholds), sections, top, distance, site, positions, metric, classes,
+        lsc_width, dsc_width, mdsc_width, bandwidth, min_variance,
+    )  # fmt: skip
     executor, target = executor_of(workers, on), find_device(device, on)
     others = [read_coverage(path) for path in merge or ()]
     ranges = opened.capture(reference) if reference is not None else None
@@ -170,7 +203,9 @@ def _merge_all(coverages: dict[str, Coverage]) -> Coverage:
     populations = list(coverages.values())
     if len(populations) == 1:
         return populations[0]
-    total = Coverage(populations[0].settings, populations[0].widths, populations[0].ranges)
+    total = Coverage(
+        populations[0].settings, populations[0].widths, populations[0].ranges, surprise_of=populations[0].surprise_of
+    )
     for coverage in populations:
         total.merge(coverage)
     return total
@@ -219,12 +254,11 @@ def _print(total: Coverage, coverages: Mapping[str, Coverage], by: str | None) -
 
 
 def _parameter(row: Covered) -> str | None:
-    names = {"nc": "t", "kmnc": "k", "tknc": "k", "tknp": "k", "tfc": "distance"}
-    return None if row.parameter is None else f"{names[row.criterion]} = {row.parameter:g}"
+    return None if row.parameter is None else f"{CRITERIA[row.criterion].parameter_label} = {row.parameter:g}"
 
 
 def _cell(row: Covered) -> Any:
-    return row.covered if row.criterion in ("tknp", "tfc") or row.share is None else f"{100 * row.share:.2f} %"
+    return row.covered if CRITERIA[row.criterion].is_count or row.share is None else f"{100 * row.share:.2f} %"
 
 
 @group.command()

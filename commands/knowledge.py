@@ -41,13 +41,17 @@ def knowledge(
     Example: `actstore knowledge gpt2.actstore --at-most 10`
     """
     from actstore.engine.naica.knowledge import Refinement
+    from actstore.engine.naica.stored_knowledge import size_warning
 
     refinement = Refinement(keep=keep, share=share, at_least=at_least, at_most=at_most)
     attributions = open_attributions(Store(store), capture)
     with terminal.spinner("comparing prompts", enabled=not quiet):
         rows_of_queries = list(_rows(attributions, attribution, refinement))
+    warning = size_warning([len(row["neurons"]) for row in rows_of_queries], attributions, refinement)
+    warnings = [warning] if warning else []
+    terminal.warn(warnings)
     if as_json:
-        print_json({"attribution": attribution, "queries": rows_of_queries})
+        print_json({"attribution": attribution, "queries": rows_of_queries, "warnings": warnings})
         return
     shown = [
         (row["query"], terminal.verdict(row["correct"]), row["share"], _shortened(row["neurons"]))

@@ -114,6 +114,14 @@ Dtype = Annotated[DtypeName, typer.Option(help="Number type of the computation."
 TokenizerName = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
+OverlapFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--overlap-map",
+        metavar="FILE",
+        help="Draw which neurons labels share, labels × labels, into FILE.svg or FILE.html.",
+    ),
+]
 SEED_HELP: Final = "Random seed. [default: 0]"
 """Where the settings hold the default."""
 MaxNewTokens = Annotated[

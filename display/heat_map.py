@@ -53,45 +53,52 @@ def draw_svg(counts: LayerCounts, title: str, subtitle: str = "") -> str:
     shares = counts.shares
     largest = float(shares.max(initial=0.0))
     layers = counts.layers
-    wide = [_fitting(label) for label in counts.labels]
-    left = MARGIN + max([60, *(_width(text) for text in (*wide, _fitting(counts.label)))]) + 10
-    cell = min(46, max(6, 900 // max(len(layers), 1)))
-    right = left + cell * len(layers)
+    wide = [fitting(label) for label in counts.labels]
+    left = MARGIN + max([60, *(width_of(text) for text in (*wide, fitting(counts.label)))]) + 10
+    cell_width = min(46, max(6, 900 // max(len(layers), 1)))
+    right = left + cell_width * len(layers)
     columns = (right + 66, right + 150)
     bottom = HEAD + ROW * len(wide)
     size = (
-        max(columns[1] + MARGIN, MARGIN * 2 + _width(title) * 1.35, MARGIN * 2 + _width(subtitle), left + 420),
+        max(columns[1] + MARGIN, MARGIN * 2 + width_of(title) * 1.35, MARGIN * 2 + width_of(subtitle), left + 420),
         bottom + 96,
     )
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size[0]:.0f} {size[1]}" width="{size[0]:.0f}" '
         f'height="{size[1]}" role="img" font-family="{FONT}" font-size="{EM}" fill="{INK}">',
-        f"<title>{_text(title)}</title>",
+        f"<title>{as_text(title)}</title>",
         f'<rect width="100%" height="100%" rx="6" fill="{PAPER}"/>',
-        _at(MARGIN, 32, title, size=17, weight="600"),
-        _at(MARGIN, 53, subtitle, fill=FAINT),
-        _at(left - 10, HEAD - 8, _fitting(counts.label), anchor="end", fill=FAINT, size=11) if counts.label else "",
-        _at(columns[0], HEAD - 8, "queries", anchor="end", fill=FAINT, size=11),
-        _at(columns[1], HEAD - 8, "neurons each", anchor="end", fill=FAINT, size=11),
+        text_at(MARGIN, 32, title, size=17, weight="600"),
+        text_at(MARGIN, 53, subtitle, fill=FAINT),
+        text_at(left - 10, HEAD - 8, fitting(counts.label), anchor="end", fill=FAINT, size=11) if counts.label else "",
+        text_at(columns[0], HEAD - 8, "queries", anchor="end", fill=FAINT, size=11),
+        text_at(columns[1], HEAD - 8, "neurons each", anchor="end", fill=FAINT, size=11),
     ]
     for i, (label, shown) in enumerate(zip(counts.labels, wide, strict=True)):
         y = HEAD + i * ROW
         n_queries, n_neurons = int(counts.n_queries[i]), int(counts.counts[i].sum())
-        parts.append(_at(left - 10, y + 17, shown, anchor="end", tooltip=label))
-        parts += (_cell(left + j * cell, y, cell, float(share), largest) for j, share in enumerate(shares[i]))
-        parts.append(_at(columns[0], y + 17, f"{n_queries:,}", anchor="end", fill=FAINT))
-        parts.append(_at(columns[1], y + 17, f"{n_neurons / max(n_queries, 1):.1f}", anchor="end", fill=FAINT))
-    parts += _axis(layers, left, cell, bottom)
+        parts.append(text_at(left - 10, y + 17, shown, anchor="end", tooltip=label))
+        parts += (
+            cell(left + j * cell_width, y, cell_width, float(share), largest) for j, share in enumerate(shares[i])
+        )
+        parts.append(text_at(columns[0], y + 17, f"{n_queries:,}", anchor="end", fill=FAINT))
+        parts.append(text_at(columns[1], y + 17, f"{n_neurons / max(n_queries, 1):.1f}", anchor="end", fill=FAINT))
+    parts += _axis(layers, left, cell_width, bottom)
     parts += _legend(left, bottom + 62, largest)
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
 def draw_html(counts: LayerCounts, title: str, subtitle: str = "") -> str:
     """A page with the image in it."""
+    return as_page(draw_svg(counts, title, subtitle), title)
+
+
+def as_page(image: str, title: str) -> str:
+    """A page around an SVG image."""
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(title)}</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{as_text(title)}</title>'
         '<meta name="viewport" content="width=device-width"><style>svg{max-width:100%;height:auto}</style></head>\n<body>\n'
-        f"{draw_svg(counts, title, subtitle)}</body></html>\n"
+        f"{image}</body></html>\n"
     )
 
 
@@ -114,7 +121,8 @@ def write_picture(path: Path, counts: LayerCounts, title: str, subtitle: str = "
         partial.write_text(draw(counts, title, subtitle), encoding="utf-8")
 
 
-def _cell(x: float, y: int, width: int, share: float, largest: float) -> str:
+def cell(x: float, y: int, width: int, share: float, largest: float) -> str:
+    """A cell whose colour is a share's part of the largest one, with the share in percent where there is room."""
     rgb = colour(share / largest if largest else 0.0)
     gap = 1 if width > 12 else 0
     box = (
@@ -123,7 +131,7 @@ def _cell(x: float, y: int, width: int, share: float, largest: float) -> str:
     text = percent(share)
     if width < 24 or not text:
         return box
-    return box + _at(x + width / 2, y + 17, text, anchor="middle", size=12, fill=PAPER if is_dark(rgb) else INK)
+    return box + text_at(x + width / 2, y + 17, text, anchor="middle", size=12, fill=PAPER if is_dark(rgb) else INK)
 
 
 def _axis(layers: Sequence[int], left: float, cell: int, bottom: int) -> list[str]:
@@ -131,11 +139,11 @@ def _axis(layers: Sequence[int], left: float, cell: int, bottom: int) -> list[st
     room = 8 * max((len(str(layer)) for layer in layers), default=1) + 6
     step = next(step for step in (1, 2, 5, 10, 20, 50, 100, 1000) if step * cell >= room)
     ticks = [
-        _at(left + (i + 0.5) * cell, bottom + 16, str(layer), anchor="middle", size=12)
+        text_at(left + (i + 0.5) * cell, bottom + 16, str(layer), anchor="middle", size=12)
         for i, layer in enumerate(layers)
         if i % step == 0
     ]
-    return [*ticks, _at(left + cell * len(layers) / 2, bottom + 36, "layer", anchor="middle", fill=FAINT)]
+    return [*ticks, text_at(left + cell * len(layers) / 2, bottom + 36, "layer", anchor="middle", fill=FAINT)]
 
 
 def _legend(x: float, y: int, largest: float) -> list[str]:
@@ -149,13 +157,13 @@ def _legend(x: float, y: int, largest: float) -> list[str]:
     return [
         *boxes,
         f'<rect x="{x}" y="{y}" width="{n * width}" height="12" fill="none" stroke="#cccccc" stroke-width="0.5"/>',
-        _at(x, y + 26, "0 %", size=11, fill=FAINT),
-        _at(end, y + 26, f"{100 * largest:.3g} %", anchor="end", size=11, fill=FAINT),
-        _at(end + 10, y + 10, "numbers: % of the row's neurons", size=12, fill=FAINT),
+        text_at(x, y + 26, "0 %", size=11, fill=FAINT),
+        text_at(end, y + 26, f"{100 * largest:.3g} %", anchor="end", size=11, fill=FAINT),
+        text_at(end + 10, y + 10, "numbers: % of the row's neurons", size=12, fill=FAINT),
     ]
 
 
-def _at(
+def text_at(
     x: float,
     y: float,
     text: str,
@@ -166,31 +174,32 @@ def _at(
     weight: str = "400",
     tooltip: str = "",
 ) -> str:
-    hover = f"<title>{_text(tooltip)}</title>" if tooltip not in ("", text) else ""
+    """A line of text at a place."""
+    hover = f"<title>{as_text(tooltip)}</title>" if tooltip not in ("", text) else ""
     return (
         f'<text x="{x:g}" y="{y:g}" text-anchor="{anchor}" font-size="{size}" font-weight="{weight}" fill="{fill}">'
-        f"{_text(text)}{hover}</text>"
+        f"{as_text(text)}{hover}</text>"
     )
 
 
-def _text(text: str) -> str:
+def as_text(text: str) -> str:
     """`text` as XML takes it: without the control characters that it has no way to say."""
     return escape(
         "".join(c if c >= " " and c not in "\ufffe\uffff" and not "\ud800" <= c <= "\udfff" else " " for c in text)
     )
 
 
-def _width(text: str) -> float:
+def width_of(text: str) -> float:
     """About how many pixels a line of text takes, Chinese and its like being wider."""
     return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.6 for c in text) * EM
 
 
-def _fitting(label: str, most: int = 260) -> str:
+def fitting(label: str, most: int = 260) -> str:
     """A label cut to what there is room for."""
     label = " ".join(label.split()) or "(empty)"
-    if _width(label) <= most:
+    if width_of(label) <= most:
         return label
     end = len(label)
-    while _width(label[:end]) + EM > most:
+    while width_of(label[:end]) + EM > most:
         end -= 1
     return label[:end].rstrip() + "…"

@@ -117,3 +117,14 @@ def random_neurons(
     for layer in rng.permutation(spare)[:missing].tolist():
         quota[layer] += 1
     return {layer: np.sort(rest[: quota[layer]]) for layer, rest in others.items() if quota[layer]}
+
+
+def overlap_shares(sets: Sequence[NDArray[np.integer]]) -> NDArray[np.float64]:
+    """|A ∩ B| / |A ∪ B| of every two sets of neurons (Jaccard's index), 0 of two empty ones; shape [set, set]."""
+    distinct = [np.unique(neurons) for neurons in sets]
+    shares = np.zeros((len(sets), len(sets)))
+    for i, first in enumerate(distinct):
+        for j, second in enumerate(distinct[: i + 1]):
+            shared = len(np.intersect1d(first, second, assume_unique=True))
+            shares[i, j] = shares[j, i] = shared / max(len(first) + len(second) - shared, 1)
+    return shares

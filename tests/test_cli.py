@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 COMMANDS = (
     "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "reorder", "top", "stats",
-    "sql", "export", "serve", "site", "contributions", "attribute", "naica", "knowledge", "selectivity", "change", "coverage",
-    "coactivation",
-    "graphs", "explain",
+    "sql", "export", "serve", "site", "contributions", "attribute", "naica", "questions", "knowledge", "selectivity", "change",
+    "coverage", "coactivation", "graphs", "explain",
     "multimodal", "edit",
 )  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")

@@ -1,9 +1,10 @@
 """Selective neurons of the embedded models, and their mask matrix: label × label, relative change in perplexity.
 
-python benchmarks/tables/selectivity.py [--all | --only WORD] [--write]
+python benchmarks/tables/selectivity.py [--all | --only WORD] [--tokens 16000] [--draws 3] [--methods lape,lap] [--write]
 
-Neurons are found on one half of the texts, perplexity is measured on the other. Four experiments, of which the first runs by
-default, and three more with --all, on models that were trained on one language only:
+Neurons are found on one half of the texts, perplexity is measured on the other, and then the other way round. Beside LAPE stand
+LAP, a baseline of its paper, and random neurons. Four experiments, of which the first runs by default, and three more with
+--all, on models that were trained on one language only:
 
 - language: eight natural languages, the same messages in each; the model was trained on other such messages in all of them.
   1 % of its neurons is little for eight labels, so 2 % and 5 % are reported as well.
@@ -26,7 +27,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -51,8 +51,9 @@ from actstore.engine.selectivity.mask_matrix import (  # noqa: E402
     measure_masks,
     windows_of_corpus,
 )
+from actstore.engine.selectivity.methods import METHODS as SELECTIVITY_METHODS  # noqa: E402
 from actstore.engine.selectivity.selectivity import SelectivitySettings, find_selectivity  # noqa: E402
-from benchmarks.marked import rewrite  # noqa: E402
+from benchmarks.marked import rewrite, spread, table  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -63,10 +64,18 @@ DEMO: Final = ROOT / "demo"
 MAX_CHARACTERS: Final = 8_000
 """Maximum number of characters per file, so that every label has many files."""
 CHARACTERS_PER_LABEL: Final = 150_000
-N_TOKENS: Final = 16_000
-"""Number of tokens to predict in every measurement, divided equally among the labels."""
-DRAWS: Final = 3
-"""Number of draws of the random baseline at an experiment's first share; at the others there is one."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is measured."""
+
+    n_tokens: int
+    """Number of tokens to predict in every measurement, divided equally among the labels."""
+    draws: int
+    """Number of draws of the random baseline."""
+    methods: tuple[str, ...]
+    """Keys of `methods.METHODS`; lape first."""
 
 
 def without_words(source: str) -> str:
@@ -166,76 +175,147 @@ EXPERIMENTS: Final = (
 )
 
 
-def run(experiment: Experiment, folder: Path) -> list[tuple[Selectivity, MaskMatrix]]:
-    """Capture one half; for every share find the neurons, and measure on the other half."""
+@dataclass(frozen=True)
+class Result:
+    """The matrix of one selection of neurons."""
+
+    swapped: bool
+    """Whether neurons were found on the second half."""
+    share: float
+    method: str
+    selectivity: Selectivity
+    matrix: MaskMatrix
+
+    @property
+    def n_rows(self) -> int:
+        """Rows whose largest change is on the diagonal."""
+        change = self.matrix.change
+        return int(((change.argmax(axis=1) == np.arange(len(change))) & (self.matrix.n_neurons > 0)).sum())
+
+    @property
+    def n_columns(self) -> int:
+        """Columns whose largest change is on the diagonal."""
+        change = self.matrix.change
+        return int((change.argmax(axis=0) == np.arange(len(change))).sum())
+
+    @property
+    def off_diagonal(self) -> np.ndarray:
+        """The changes on the text of other labels."""
+        return self.matrix.change[~np.eye(len(self.matrix.labels), dtype=bool)]
+
+
+def run(experiment: Experiment, folder: Path, effort: Effort) -> list[Result]:
+    """Capture each half; for every share and method find the neurons of the one, and measure on the other."""
     by, name = experiment.name, str(experiment.model)
     for half in ("first", "second"):
         with (folder / f"{half}.jsonl").open("w", encoding="utf-8") as file:
             for label, text in experiment.texts(second_half=half == "second"):
                 file.write(json.dumps({"text": text, by: label}) + "\n")
-    captured = capture(
-        name,
-        folder / "first.jsonl",
-        folder / "store",
-        precision="none",
-        gate_sign=True,
-        exemplars=0,
-        label_columns=(by,),
-    )
-    model, results = load_model(name, dtype=captured.record.dtype), []
-    for share in experiment.shares:
-        selectivity = find_selectivity(captured, SelectivitySettings(by, share=share))
-        labels = selectivity.firing.labels
-        settings = MaskSettings(
-            max_tokens=N_TOKENS // len(labels), n_random=DRAWS if share == experiment.shares[0] else 1
-        )
-        texts = read_corpus(folder / "second.jsonl", corpus_options(captured, by))
-        windows = windows_of_corpus(texts, captured, by, labels, settings.max_tokens, TextTokenizer.load(name))
-        neurons = {label: by_layer(selectivity.firing.locate(flat)) for label, flat in selectivity.neurons.items()}
-        results.append((selectivity, measure_masks(model, captured, neurons, windows, settings)))
+    model, results = None, []
+    for swapped in (False, True):
+        found, measured = ("second", "first") if swapped else ("first", "second")
+        captured = capture(
+            name, folder / f"{found}.jsonl", folder / "store", name=found, precision="none", gate_sign=True, exemplars=0,
+            label_columns=(by,),
+        )  # fmt: skip
+        model = model or load_model(name, dtype=captured.record.dtype)
+        for share in experiment.shares:
+            for method in effort.methods:
+                selectivity = find_selectivity(captured, SelectivitySettings(by, share=share, method=method))
+                labels = selectivity.firing.labels
+                n_random = effort.draws if method == "lape" else 0
+                settings = MaskSettings(max_tokens=effort.n_tokens // len(labels), n_random=n_random)
+                texts = read_corpus(folder / f"{measured}.jsonl", corpus_options(captured, by))
+                windows = windows_of_corpus(texts, captured, by, labels, settings.max_tokens, TextTokenizer.load(name))
+                neurons = {k: by_layer(selectivity.firing.locate(flat)) for k, flat in selectivity.neurons.items()}
+                matrix = measure_masks(model, captured, neurons, windows, settings)
+                results.append(Result(swapped, share, method, selectivity, matrix))
     return results
 
 
-def markdown(experiment: Experiment, results: list[tuple[Selectivity, MaskMatrix]]) -> str:
-    """The table of an experiment and one sentence per share below it."""
-    selectivity, matrix = results[0]
+def markdown(experiment: Experiment, results: list[Result], effort: Effort) -> str:
+    """What is claimed, a row per selection, and the matrix of the default share."""
+    first = results[0]
+    counts, matrix = first.selectivity.firing.n_tokens, first.matrix
+    note = (
+        f"`{experiment.model.name}`: neurons from {counts.min():,} to {counts.max():,} tokens per label of one half, "
+        f"perplexity on "
+        f"{matrix.n_tokens.min():,} to {matrix.n_tokens.max():,} tokens of the other. Changes are means over labels ± standard "
+        f"deviation; random: the same number of neurons from the same layers, {effort.draws} draws."
+    )
+    return "\n".join(
+        [claims(experiment, results), "", summary(results), "", note, "", matrix_table(experiment, first), ""]
+    )
+
+
+def claims(experiment: Experiment, results: list[Result]) -> str:
+    """One sentence per share: how often the diagonal is the largest of its row, in both directions, beside the baselines."""
+    lines = []
+    for share in experiment.shares:
+        both = {
+            m: [r for r in results if r.share == share and r.method == m] for m in {r.method: None for r in results}
+        }
+        n = len(both["lape"][0].matrix.labels)
+        counts = {method: " and ".join(str(r.n_rows) for r in rows) for method, rows in both.items()}
+        diagonal, random = (
+            spread([100 * x for r in both["lape"] for x in np.diag(of(r)).tolist()], "{:+.1f}")
+            for of in (lambda r: r.matrix.change, lambda r: r.matrix.random_change)
+        )
+        beside = f" (LAP: {counts['lap']})" if "lap" in counts else ""
+        lines.append(
+            f"- {share:.0%} of all neurons: perplexity rises most on a label's own text in {counts['lape']} of {n} "
+            f"rows{beside}, "
+            f"with the halves as they are and swapped; by {diagonal} % there, random neurons {random} %."
+        )
+    return "\n".join(lines)
+
+
+def summary(results: list[Result]) -> str:
+    """A row per half, share and method."""
+    rows = []
+    for result in results:
+        matrix = result.matrix
+        n, diagonal = len(matrix.labels), np.diag(matrix.change)
+        random = np.diag(matrix.random_change) if len(matrix.random) else None
+        rows.append(
+            [
+                "second" if result.swapped else "first",
+                f"{result.share:.0%}",
+                SELECTIVITY_METHODS[result.method].label,
+                str(len(result.selectivity.selection.neurons)),
+                f"{result.n_rows} of {n}",
+                f"{result.n_columns} of {n}",
+                "–" if random is None else f"{int((diagonal > random).sum())} of {n}",
+                *(
+                    "–" if values is None else spread((100 * values).tolist(), "{:+.1f}")
+                    for values in (diagonal, result.off_diagonal, random)
+                ),
+            ]
+        )
+    header = [
+        "found on half", "share", "method", "neurons", "rows largest on the diagonal", "columns", "diagonal above random",
+        "change on the diagonal, %", "off it", "random neurons on it",
+    ]  # fmt: skip
+    return table(header, rows, left=3)
+
+
+def matrix_table(experiment: Experiment, result: Result) -> str:
+    """The matrix of one selection."""
+    matrix = result.matrix
     lines = [
         f"| {experiment.name}: off | neurons | {' | '.join(matrix.labels)} |",
         f"|---|---:|{'---:|' * len(matrix.labels)}",
         f"| none: perplexity | | {' | '.join(f'{x:.2f}' for x in np.exp(matrix.clean))} |",
     ]
-    for share, (_, matrix) in zip(experiment.shares, results, strict=True):
-        of_share = f", {share:.0%} of all" if len(results) > 1 else ""
-        largest = matrix.change.argmax(axis=1)
-        for i, (label, n_neurons) in enumerate(zip(matrix.labels, matrix.n_neurons, strict=True)):
-            cells = list(map(_percent, matrix.change[i]))
-            if n_neurons:
-                cells[largest[i]] = f"**{cells[largest[i]]}**"
-            lines.append(f"| {label}{of_share} | {n_neurons} | {' | '.join(cells)} |")
-        random = map(_percent, matrix.random_change.max(axis=0))
-        lines.append(f"| as many random{of_share}: the largest | | {' | '.join(random)} |")
-    counts = selectivity.firing.n_tokens
-    note = (
-        f"`{experiment.model.name}`: neurons from {counts.min():,} to {counts.max():,} tokens per label, "
-        f"perplexity on {matrix.n_tokens.min():,} to {matrix.n_tokens.max():,} tokens of the other half."
-    )
-    return "\n".join([*lines, "", *starmap(_diagonal, results), note, ""])
-
-
-def _diagonal(selectivity: Selectivity, matrix: MaskMatrix) -> str:
-    """How often the matrix is largest on its diagonal."""
-    change, n = matrix.change, len(matrix.labels)
-    by_row = int(((change.argmax(axis=1) == np.arange(n)) & (matrix.n_neurons > 0)).sum())
-    by_column = int((change.argmax(axis=0) == np.arange(n)).sum())
-    over_random = int((np.diag(change) > np.diag(matrix.random_change)).sum())
-    off = change[~np.eye(n, dtype=bool)]
-    return (
-        f"{len(selectivity.selection.neurons)} of {len(selectivity.selection.entropies):,} neurons: the largest of its row "
-        f"is on the diagonal in {by_row} of {n} rows, the largest of its column in {by_column} of {n} columns; the "
-        f"diagonal is above its random row in {over_random} of {n}. Mean change "
-        f"{_percent(float(np.diag(change).mean()))} on the diagonal, {_percent(float(off.mean()))} off it, "
-        f"{_percent(float(np.diag(matrix.random_change).mean()))} for random neurons on the diagonal."
-    )
+    largest = matrix.change.argmax(axis=1)
+    for i, (label, n_neurons) in enumerate(zip(matrix.labels, matrix.n_neurons, strict=True)):
+        cells = list(map(_percent, matrix.change[i]))
+        if n_neurons:
+            cells[largest[i]] = f"**{cells[largest[i]]}**"
+        lines.append(f"| {label}, {result.share:.0%} of all | {n_neurons} | {' | '.join(cells)} |")
+    random = map(_percent, matrix.random_change.max(axis=0))
+    lines.append(f"| as many random: the largest | | {' | '.join(random)} |")
+    return "\n".join(lines)
 
 
 def _percent(change: float) -> str:
@@ -248,8 +328,12 @@ def main() -> None:
     choice = parser.add_mutually_exclusive_group()
     choice.add_argument("--all", action="store_true", help="all experiments instead of the first only")
     choice.add_argument("--only", help="only experiments whose name contains this")
+    parser.add_argument("--tokens", type=int, default=16_000, help="number of tokens to predict, over all labels")
+    parser.add_argument("--draws", type=int, default=3, help="number of draws of the random baseline")
+    parser.add_argument("--methods", default="lape,lap", help="how neurons are selected; lape first")
     parser.add_argument("--write", action="store_true", help="put the tables between the marks in the documentation")
     arguments = parser.parse_args()
+    effort = Effort(arguments.tokens, arguments.draws, tuple(arguments.methods.split(",")))
     sections = []
     experiments = EXPERIMENTS if arguments.all or arguments.only is not None else EXPERIMENTS[:1]
     for experiment in experiments:
@@ -257,15 +341,11 @@ def main() -> None:
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            sections.append(markdown(experiment, run(experiment, Path(folder))))
+            sections.append(markdown(experiment, run(experiment, Path(folder), effort), effort))
         terminal.out.print(sections[-1], markup=False, soft_wrap=True)
         terminal.err.print(f"{experiment.name}: {time.monotonic() - began:.0f} s")
     if arguments.write and arguments.only is None:
-        means = (
-            f"Random rows: the same number of neurons from the same layers as a label's, the mean of {DRAWS} draws (of one "
-            "above the default share); the table gives the largest over all labels."
-        )
-        text = "\n".join([*sections, f"{means} Made with Python {platform.python_version()}.", ""])
+        text = "\n".join([*sections, f"Made with Python {platform.python_version()}.", ""])
         rewrite("selectivity", text)
 
 

@@ -117,6 +117,14 @@ def probe(
             rich_help_panel=PROBING_PANEL,
         ),
     ] = None,
+    measure_variants: Annotated[
+        bool | None,
+        typer.Option(
+            help="Mask the tokens of substituted windows, too, as the published code does; without, a substituted window takes "
+            "the importance of its original. [default: measure-variants]",
+            rich_help_panel=PROBING_PANEL,
+        ),
+    ] = None,
     precision: Annotated[PrecisionName, typer.Option(help="How the probes' activations are encoded.")] = "half",
     annotate: Annotated[
         str | None,
@@ -180,7 +188,10 @@ def probe(
 
 
 SAMPLING = {"window", "temperature", "prompt"}
-PROBING = {"n_exemplars", "mask", "n_substitutes", "substitutes_model", "neurons", "layers", "annotate", "published"}
+PROBING = {
+    "n_exemplars", "mask", "n_substitutes", "substitutes_model", "measure_variants", "neurons", "layers", "annotate",
+    "published",
+}  # fmt: skip
 
 
 def _check_given(ctx: typer.Context, *, sampled: bool) -> None:

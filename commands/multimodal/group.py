@@ -31,7 +31,8 @@ group = family(
     """Multi-modal neurons (Pan et al. 2024): those that carry the content of an image into the words of its caption.
 
     `actstore multimodal STORE` is short for `actstore multimodal show STORE`, and needs a capture of images and captions, no
-    model; so do `map`, which draws the image regions that neurons respond to, and `properties`. `causal` runs the model.
+    model; so does `map`, which draws the image regions that neurons respond to. `causal` runs the model, and so
+    does `properties`, for region invariance.
 
     Example: `actstore multimodal captions.actstore --output maps`"""
 )

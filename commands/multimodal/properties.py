@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actstore.api.models import ModelOptions
-from actstore.api.multimodal import open_replay, rankings_of
+from actstore.api.models import ModelOptions, open_replay
 from actstore.commands import completion
-from actstore.commands.choices import NounFinderName
+from actstore.commands.choices import NounFinderName, RegionsName
 from actstore.commands.options import (
     CaptureName,
     Device,
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 
     from actstore.engine.multimodal.properties import Summary
     from actstore.engine.multimodal.replay import Replay
-    from actstore.engine.multimodal.result import FindSettings, Multimodal
     from actstore.store.reader import Capture
 
 
@@ -70,11 +66,19 @@ def register(group: typer.Typer) -> None:
 def properties(
     store: StorePath,
     capture: CaptureName = None,
+    regions: Annotated[
+        RegionsName | None,
+        typer.Option(
+            help="For region invariance, permute the patches among the language model's input embeddings, as published, which "
+            "runs the model, or the pixels of images, with --shuffled; or leave it out. [default: embeddings, with --shuffled "
+            "pixels]",
+        ),
+    ] = None,
     shuffled: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Name of the capture of the shuffled images, for region invariance.",
+            help="Name of the capture of the shuffled images, for --regions pixels.",
             autocompletion=completion.captures,
         ),
     ] = None,
@@ -91,40 +95,35 @@ def properties(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Sensitivity, region and cross-image invariance, and specificity of multi-modal neurons, beside baselines.
+    """Sensitivity, region and cross-image invariance, specificity and discrimination of multi-modal neurons, beside baselines.
 
     Rankings by contribution, by activation alone, at random, and with --gradient by activation × gradient. Images for
     --shuffled are made by `actstore multimodal shuffle`.
 
-    Example: `actstore multimodal properties captions.actstore --capture images --shuffled shuffled`
+    Example: `actstore multimodal properties captions.actstore --capture images`
     """
-    from actstore.engine.multimodal.properties import measure
+    from actstore.engine.multimodal.properties import PropertySource
     from actstore.engine.multimodal.result import FindSettings
 
-    if model is not None and not gradient:
-        raise InvalidInputError("--model runs for --gradient only. Pass --gradient too, or leave --model out.")
     opened = Store(store)
-    first_capture = opened.capture(capture)
-    other = opened.capture(shuffled) if shuffled is not None else None
+    source = PropertySource.of(opened, capture, shuffled, regions, gradient=gradient)
+    if model is not None and not source.needs_model:
+        raise InvalidInputError(
+            "--model runs for --gradient and --regions embeddings only. Pass one of them, or leave --model out."
+        )
     settings = FindSettings(k, noun_source(nouns, noun_file), gain=not paper_form, seed=seed)
     options = ModelOptions(dtype, device, trust_remote_code)
 
-    def replay_of(images: Capture) -> AbstractContextManager[Replay | None]:
-        if not gradient:  # then the store answers, also where the model is gone
-            return nullcontext()
-        source = captured_model(opened, model)
-        return open_replay(images, source, options, loading=terminal.spinner(f"loading {source}", enabled=not quiet))
+    def replay_of(images: Capture) -> AbstractContextManager[Replay]:
+        name = captured_model(opened, model)
+        return open_replay(images, name, options, loading=terminal.spinner(f"loading {name}", enabled=not quiet))
 
-    def rank(images: Capture, settings: FindSettings) -> dict[str, Multimodal]:
-        with replay_of(images) as replay:
-            return rankings_of(images, settings, replay, progress=partial(terminal.counting_bar, enabled=not quiet))
-
-    first = rank(first_capture, settings)
-    # Another draw on the other capture: what two draws share is chance.
-    second = rank(other, replace(settings, seed=seed + 1)) if other is not None else {}
-    measured = {name: measure(ranked, second.get(name)) for name, ranked in first.items()}
-    ranking = first["contribution"]
-    about = {"capture": first_capture.record.name, "shuffled": shuffled, "k": k, "nouns_by": ranking.found_by}
+    rankings, measured = source.measure(settings, replay_of, partial(terminal.counting_bar, enabled=not quiet))
+    ranking = rankings["contribution"]
+    about = {
+        "capture": source.capture.record.name, "regions": source.regions, "shuffled": shuffled, "k": k,
+        "nouns_by": ranking.found_by,
+    }  # fmt: skip
     if as_json:
         print_json(about | {"rankings": {name: _summaries(every) for name, every in measured.items()}})
         return
@@ -174,7 +173,7 @@ def causal(
     Example: `actstore multimodal causal captions.actstore --max-nouns 50`
     """
     from actstore.engine.multimodal.causal import CausalSettings, causal_effect, choose_nouns
-    from actstore.engine.multimodal.properties import summarise
+    from actstore.engine.multimodal.properties import rankings_of, summarise
     from actstore.engine.multimodal.result import FindSettings
 
     settings = CausalSettings(sigma, seed, max_nouns or None)
@@ -230,7 +229,7 @@ def shuffle(
 
     Example: `actstore multimodal shuffle pictures --output shuffled --patch 8 --captions captions.actstore`
     """
-    from actstore.engine.multimodal.answers import answers_by_image
+    from actstore.engine.multimodal.describe import answers_by_image
     from actstore.engine.multimodal.shuffle import shuffle_images
 
     answers = answers_by_image(Store(captions).capture(capture)) if captions is not None else None

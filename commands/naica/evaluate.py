@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from actstore.commands import completion
-from actstore.commands.choices import ProtocolName, SelectionMethod  # noqa: TC001  (Typer reads them)
+from actstore.commands.choices import ProtocolName, RemovalName, SelectionMethod
 from actstore.commands.options import (
     Attribution,
     Device,
@@ -53,6 +53,10 @@ CommonShare = Annotated[
     typer.Option("--u", help="Neurons in more than this share of the clusters are common, and removed; 1 keeps all."),
 ]
 MaxNeurons = Annotated[int, typer.Option("--v", help="Maximum number of neurons per query.")]
+Removal = Annotated[
+    RemovalName,
+    typer.Option(help="Remove common neurons after the v largest were taken, as published, or before, to take others."),
+]
 
 
 def register(group: typer.Typer) -> None:
@@ -80,8 +84,8 @@ def evaluate(
     protocol: Annotated[
         list[ProtocolName] | None,
         typer.Option(
-            help="What neurons are tested on: their own queries, as in the paper; a held-out prompt of each; a label's "
-            "held-out queries; repeat for more. [default: all]"
+            help="What neurons are tested on: a held-out prompt of each query; a label's held-out queries; the prompts they "
+            "were selected with, as in the paper; repeat for more. [default: all]"
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of draws of unrelated and of held-out queries.")] = 5,
@@ -93,6 +97,7 @@ def evaluate(
     t: ClusterShare = 0.2,
     u: CommonShare = 0.3,
     v: MaxNeurons = 20,
+    removal: Removal = "after",
     max_rows: Annotated[
         int, typer.Option(min=1, help="Maximum number of rows per pass, which bounds the memory.")
     ] = 160,

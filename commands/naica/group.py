@@ -12,10 +12,11 @@ from actstore.commands import completion
 from actstore.commands.choices import SelectionMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.executors import On, ScanDevice, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.naica import evaluate as naica_evaluate
-from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeurons  # noqa: TC001  (Typer reads them)
+from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeurons, Removal  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     Attribution,
     Json,
+    OverlapFile,
     QuestionsName,
     Quiet,
     Rows,
@@ -58,6 +59,7 @@ def show(
     t: ClusterShare = 0.2,
     u: CommonShare = 0.3,
     v: MaxNeurons = 20,
+    removal: Removal = "after",
     ica: Annotated[
         bool, typer.Option("--ica/--no-ica", help="Weigh neurons by their inverse cluster frequency.")
     ] = True,
@@ -76,6 +78,7 @@ def show(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
     ] = None,
+    overlap_map: OverlapFile = None,
     device: ScanDevice = "auto",
     workers: Workers = None,
     on: On = "local",
@@ -91,38 +94,43 @@ def show(
     Example: `actstore naica facts.actstore --by domain -k 5 --output layers.svg`
     """
     from actstore.display.heat_map import check_picture, write_picture
+    from actstore.display.overlap_map import write_overlap
     from actstore.engine.devices.device import find_device
     from actstore.engine.naica.baselines import choose_neurons
     from actstore.engine.naica.naica import NaicaSettings
-    from actstore.engine.naica.selection import count_by_layer, label_of_queries
+    from actstore.engine.naica.selection import count_by_layer, label_of_queries, neurons_of_labels
     from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.questions.attributions import open_attributions
 
-    settings = NaicaSettings(attribution=attribution, t=t, u=u, v=v, ica=ica)
-    if output is not None:
-        check_picture(output)
+    settings = NaicaSettings(attribution, t, u, v, ica, removal)
+    for picture in (output, overlap_map):
+        if picture is not None:
+            check_picture(picture)
     executor, target = executor_of(workers, on), find_device(device, on)
     attributions = open_attributions(Store(store), capture)
     label_of_queries(attributions.queries, by)  # fails before the work, where there is no such label
     with terminal.spinner("selecting neurons", enabled=not quiet):
         selection = choose_neurons(attributions, method, settings, seed, executor, target)
-    described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica}
+    described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica, "removal": removal}
     layers = count_by_layer(selection, attributions.capture.record.layers(attributions.site), by)
     if output is not None:
         write_picture(output, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, described))
+    if overlap_map is not None:
+        title = "Query-relevant neurons that labels share" if by else "Query-relevant neurons that queries share"
+        write_overlap(overlap_map, neurons_of_labels(selection, by), title, _subtitle(attributions, method, described))
     unfinished = unfinished_sentence(attributions.capture)
     warnings = [*([] if unfinished is None else [unfinished]), *selection.warnings]
     terminal.warn(warnings)
     if as_json:
         print_json(
-            _describe(attributions, selection, by, k) | {"method": method, "settings": described, "warnings": warnings}
+            describe(attributions, selection, by, k) | {"method": method, "settings": described, "warnings": warnings}
         )
         return
-    terminal.out.print(_summary(attributions, selection, method, described), style="bold", soft_wrap=True)
+    terminal.out.print(summary(attributions, selection, method, described), style="bold", soft_wrap=True)
     if by is None:
         _print_queries(attributions, selection, k, rows)
     else:
-        _print_labels(attributions, selection, by, k, rows)
+        print_labels(attributions, selection, by, k, rows)
     if terminal.out.is_terminal:
         terminal.out.print()
         terminal.out.print(layer_table(layers, rows, min(WIDTH, terminal.out.width)))
@@ -165,7 +173,7 @@ def _neurons(attributions: Attributions, neurons: Any, scores: Any) -> list[dict
     return as_rows(scores, attributions.neuron_names(neurons))
 
 
-def _describe(attributions: Attributions, selection: Chosen, by: str | None, k: int) -> dict[str, Any]:
+def describe(attributions: Attributions, selection: Chosen, by: str | None, k: int) -> dict[str, Any]:
     """The JSON document."""
     from actstore.engine.naica.selection import label_columns, pool_by_label
 
@@ -209,7 +217,8 @@ def _subtitle(attributions: Attributions, method: str, settings: dict[str, Any])
     return f"{source}: {method}, attribution {settings['attribution']}, {numbers}"
 
 
-def _summary(attributions: Attributions, selection: Chosen, method: str, settings: dict[str, Any]) -> str:
+def summary(attributions: Attributions, selection: Chosen, method: str, settings: dict[str, Any]) -> str:
+    """What was selected, and how well the model answers, in two lines."""
     n = selection.queries.num_rows
     n_right = sum(selection.queries["correct"].to_pylist())
     right = f", {n_right:,} answered right ({100 * n_right / n:.0f} %)" if n else ""
@@ -219,7 +228,8 @@ def _summary(attributions: Attributions, selection: Chosen, method: str, setting
     return f"{_subtitle(attributions, method, settings)}\n{terminal.plural(n, 'query', 'queries')}{right}{average}{common}."
 
 
-def _print_labels(attributions: Attributions, selection: Chosen, by: str, k: int, rows: int) -> None:
+def print_labels(attributions: Attributions, selection: Chosen, by: str, k: int, rows: int) -> None:
+    """Print a table with a row per label."""
     import numpy as np
 
     from actstore.engine.naica.selection import label_of_queries, pool_by_label

@@ -2,64 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from actstore.api.selectivity import held_out_windows
-from actstore.commands.choices import FiringSiteName, ModalityName
 from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
-from actstore.commands.options import (
-    By,
-    CaptureName,
-    Device,
-    Json,
-    ModelOption,
-    Quiet,
-    Seed,
-    StorePath,
-    TokenizerName,
-    TrustRemoteCode,
-    captured_model,
-    family,
-    load,
-)
+from actstore.commands.options import By, CaptureName, Json, OverlapFile, Quiet, Seed, StorePath, family
+from actstore.commands.selectivity import evaluate as selectivity_evaluate
 from actstore.commands.selectivity import lens as selectivity_lens
+from actstore.commands.selectivity.describe import describe, layer_counts
+from actstore.commands.selectivity.selecting import FiringSite, Method, Modality, Quantile, Share, Tuned, measure
 from actstore.display import terminal
 from actstore.display.reports import print_json
 from actstore.display.wide_tables import fitted_table
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    import typer
 
-    from numpy.typing import NDArray
-
-    from actstore.engine.selectivity.mask_matrix import MaskMatrix
-    from actstore.engine.selectivity.selectivity import Selectivity, SelectivitySettings
+    from actstore.engine.selectivity.selectivity import Selectivity
     from actstore.store.reader import Capture
 
 SHOWN_NEURONS = 8
 """Neurons shown of each label; the JSON has all."""
 SHOWN_LABELS = 8
 """Up to this number of labels, a neuron's P of every label is shown; with more, those of its own and the next highest."""
-
-FiringSite = Annotated[
-    FiringSiteName | None,
-    typer.Option("--site", help="Site whose values say whether a neuron fires. [default: the gate where there is one]"),
-]
-Modality = Annotated[
-    ModalityName | None,
-    typer.Option(help="Count only tokens of this modality. [default: all but special tokens]"),
-]
-Share = Annotated[float, typer.Option(help="Number of neurons to select, as a share of all.")]
-Quantile = Annotated[
-    float,
-    typer.Option(
-        help="A neuron belongs to the labels for which its probability of firing exceeds this quantile of all."
-    ),
-]
 
 group = family(
     """Neurons that fire for one label's tokens and hardly for another's (LAPE, DAPE).
@@ -84,6 +49,10 @@ def show(
     modality: Modality = None,
     share: Share = 0.01,
     activation_quantile: Quantile = 0.95,
+    method: Method = "lape",
+    tuned: Tuned = None,
+    seed: Seed = 0,
+    overlap_map: OverlapFile = None,
     workers: Workers = None,
     on: On = "local",
     quiet: Quiet = False,
@@ -95,144 +64,54 @@ def show(
 
     Example: `actstore selectivity gpt2.actstore --by language --share 0.01`
     """
+    from actstore.display.heat_map import check_picture
+    from actstore.display.overlap_map import write_overlap
     from actstore.engine.selectivity.selectivity import SelectivitySettings
 
+    if overlap_map is not None:
+        check_picture(overlap_map)
     opened = Store(store).capture(capture)
-    result = _measure(opened, SelectivitySettings(by, site, modality, share, activation_quantile), quiet, workers, on)
+    settings = SelectivitySettings(by, site, modality, share, activation_quantile, method, seed)
+    result = measure(opened, settings, tuned, quiet, workers, on)
+    if overlap_map is not None:
+        about = f"{opened.store.model.name}, capture {opened.record.name}: {method}, {share:g} of all neurons"
+        write_overlap(overlap_map, result.neurons, f"Neurons that values of {by} share", about)
     if as_json:
-        print_json(_describe(opened, result))
+        print_json(describe(opened, result))
     else:
         _print(opened, result)
 
 
-@group.command()
-def evaluate(
-    store: StorePath,
-    by: By,
-    model: ModelOption = None,
-    corpus: Annotated[
-        str | None,
-        typer.Argument(metavar="CORPUS", help="Held-out documents with the same label. [default: the capture's own]"),
-    ] = None,
-    capture: CaptureName = None,
-    site: FiringSite = None,
-    modality: Modality = None,
-    share: Share = 0.01,
-    activation_quantile: Quantile = 0.95,
-    max_tokens: Annotated[int, typer.Option(help="Number of tokens to predict per label.")] = 10_000,
-    batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
-    random: Annotated[int, typer.Option(help="Number of draws of random neurons, as many in the same layers.")] = 1,
-    seed: Seed = 0,
-    tokenizer: TokenizerName = None,
-    device: Device = "auto",
-    trust_remote_code: TrustRemoteCode = False,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
-    """Switch off each label's neurons and measure the change in perplexity on every label's text: label × label.
-
-    Example: `actstore selectivity evaluate gpt2.actstore capture-out.jsonl --by language`
-    """
-    from actstore.engine.selectivity.mask_matrix import MaskSettings, by_layer, measure_masks
-    from actstore.engine.selectivity.selectivity import SelectivitySettings
-
-    settings = MaskSettings(max_tokens, batch_tokens, random, seed)
-    opened = Store(store).capture(capture)
-    result = _measure(opened, SelectivitySettings(by, site, modality, share, activation_quantile), quiet)
-    source = captured_model(opened.store, model)
-    with terminal.spinner("reading the text", enabled=not quiet):
-        windows = held_out_windows(
-            opened, result, corpus, max_tokens, tokenizer or source, trust_remote_code=trust_remote_code
-        )
-    loaded = load(source, dtype=opened.record.dtype, device=device, trust_remote_code=trust_remote_code, quiet=quiet)
-    neurons = {label: by_layer(result.firing.locate(flat)) for label, flat in result.neurons.items()}
-    with terminal.counting_bar("tokens", enabled=not quiet) as report:
-        matrix = measure_masks(loaded, opened, neurons, windows, settings, report)
-    if as_json:
-        print_json(_describe(opened, result) | _describe_matrix(matrix, corpus, settings.n_random, settings.seed))
-    else:
-        _print_matrix(matrix, corpus, settings.n_random)
-
-
+selectivity_evaluate.register(group)
 selectivity_lens.register(group)
 
 
-def _measure(
-    capture: Capture, settings: SelectivitySettings, quiet: bool, workers: int | None = None, on: str = "local"
-) -> Selectivity:
-    from actstore.engine.selectivity.selectivity import find_selectivity
-    from actstore.engine.workers.scan import executor_of
-
-    with terminal.spinner("counting activations above zero", enabled=not quiet):
-        result = find_selectivity(capture, settings, executor_of(workers, on))
-    terminal.warn(result.warnings)
-    return result
-
-
-def _describe(capture: Capture, result: Selectivity) -> dict[str, Any]:
-    firing, selection, settings = result.firing, result.selection, result.settings
-    names = dict(zip(selection.neurons.tolist(), firing.names(selection.neurons), strict=True))
-    every = firing.probabilities
-    probabilities = every[selection.neurons]
-    return {
-        "capture": capture.record.name,
-        "by": settings.by,
-        "site": settings.site,
-        "modality": settings.modality,
-        "share": settings.share,
-        "activation_quantile": settings.activation_quantile,
-        "threshold": selection.threshold,
-        "neurons": len(selection.entropies),
-        "candidates": selection.n_candidates,
-        "selected": len(selection.neurons),
-        "labels": {label: [names[n] for n in flat.tolist()] for label, flat in result.neurons.items()},
-        "counts": {label: len(flat) for label, flat in result.neurons.items()},
-        "tokens": dict(zip(firing.labels, firing.n_tokens.tolist(), strict=True)),
-        "by_layer": {label: _layer_counts(result, flat) for label, flat in result.neurons.items()},
-        "scores": [
-            {
-                "neuron": names[flat],
-                "entropy": float(selection.entropies[flat]),
-                "probabilities": dict(zip(firing.labels, row, strict=True)),
-            }
-            for flat, row in zip(selection.neurons.tolist(), probabilities.tolist(), strict=True)
-        ],
-        "neurons_by_label": {
-            label: [
-                {
-                    "neuron": names[n],
-                    "entropy": float(selection.entropies[n]),
-                    "probability": float(every[n, i]),
-                    "probabilities": dict(zip(firing.labels, every[n].tolist(), strict=True)),
-                }
-                for n in flat.tolist()
-            ]
-            for i, (label, flat) in enumerate(result.neurons.items())
-        },
-        "warnings": result.warnings,
-    }
-
-
-def _layer_counts(result: Selectivity, flat: NDArray[Any]) -> dict[int, int]:
-    counts = dict.fromkeys(result.firing.layers, 0)
-    for layer, _ in result.firing.locate(flat):
-        counts[layer] += 1
-    return counts
+def _membership(result: Selectivity) -> str:
+    """When a neuron belongs to a label, as a clause."""
+    threshold, method = result.selection.threshold, result.settings.method
+    if method == "random":
+        return "as many of each label as LAPE selects, drawn at random"
+    if method == "lave":
+        return f"a neuron belongs to labels for which its mean activation is above {threshold:.4g}"
+    if method == "pv":
+        return (
+            f"a neuron belongs to labels for which its write vector changes by more than {terminal.percent(threshold)}"
+        )
+    return f"a neuron belongs to labels for which it fires on more than {terminal.percent(threshold)} of tokens"
 
 
 def _print(capture: Capture, result: Selectivity) -> None:
     selection = result.selection
     terminal.out.print(
         f"{len(selection.neurons):,} of {len(selection.entropies):,} neurons are selective by {result.settings.by} in capture "
-        f"{capture.record.name!r}; a neuron belongs to labels for which it fires on more than "
-        f"{terminal.percent(selection.threshold)} of tokens.",
+        f"{capture.record.name!r}; {_membership(result)}.",
         style="bold",
         soft_wrap=True,
     )
     layers = list(result.firing.layers)
     columns = ["label", *((name, "right") for name in ("tokens", "neurons", *(f"L{layer}" for layer in layers)))]
     rows = [
-        (label, n, len(flat), *_layer_counts(result, flat).values())
+        (label, n, len(flat), *layer_counts(result, flat).values())
         for (label, flat), n in zip(result.neurons.items(), result.firing.n_tokens.tolist(), strict=True)
     ]
     terminal.out.print(fitted_table(None, columns, rows, n_keys=3))
@@ -260,51 +139,3 @@ def _print_most_selective(result: Selectivity) -> None:
         style="dim",
         soft_wrap=True,
     )
-
-
-def _describe_matrix(matrix: MaskMatrix, corpus: str | None, n_random: int, seed: int) -> dict[str, Any]:
-    def table(values: NDArray[Any]) -> dict[str, dict[str, float]]:
-        return {row: dict(zip(matrix.labels, cells, strict=True)) for row, cells in _rows(matrix.labels, values)}
-
-    return {
-        "corpus": corpus,
-        "predicted": dict(zip(matrix.labels, matrix.n_tokens.tolist(), strict=True)),
-        "nats": dict(zip(matrix.labels, matrix.clean.tolist(), strict=True)),
-        "masked_nats": table(matrix.masked),
-        "matrix": table(matrix.change),
-        "random": {"draws": n_random, "seed": seed, "matrix": table(matrix.random_change) if n_random else None},
-    }
-
-
-def _rows(labels: Sequence[str], values: NDArray[Any]) -> list[tuple[str, list[float]]]:
-    return list(zip(labels, values.tolist(), strict=True))
-
-
-def _print_matrix(matrix: MaskMatrix, corpus: str | None, n_random: int) -> None:
-    terminal.out.print(
-        "Change in perplexity with the row's neurons switched off, on the text of the column's label in "
-        f"{corpus or 'the capture'}",
-        style="bold",
-        soft_wrap=True,
-    )
-    n_neurons = matrix.n_neurons.tolist()
-    rows: list[tuple[Any, ...]] = [("perplexity unchanged", None, *(f"{x:.4g}" for x in _exp(matrix.clean.tolist())))]
-    rows += [
-        (label, n, *map(_percent, cells))
-        for (label, cells), n in zip(_rows(matrix.labels, matrix.change), n_neurons, strict=True)
-    ]
-    if n_random:
-        rows += [
-            (f"random, as {label}", n, *map(_percent, cells))
-            for (label, cells), n in zip(_rows(matrix.labels, matrix.random_change), n_neurons, strict=True)
-        ]
-    columns = ["neurons off", *((name, "right") for name in ("neurons", *matrix.labels))]
-    terminal.out.print(fitted_table(None, columns, rows, n_keys=2))
-
-
-def _exp(nats: list[float]) -> list[float]:
-    return [math.exp(x) if x < 700 else math.inf for x in nats]
-
-
-def _percent(change: float) -> str:
-    return f"{100 * change:+.1f} %" if abs(change) < 100 else f"× {1 + change:.3g}"

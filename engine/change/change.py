@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Capture
 
+FEW_POSITIONS: Final = 100
+"""With fewer, the standard error of S is above 7 % even where differences are normal and positions independent: a warning."""
 ROWS_AT_ONCE: Final = 64
 """Neurons whose differences are held in float64 at a time."""
 
@@ -169,6 +171,11 @@ def change_scores(
     warnings = [*warnings_of(first, site), *warnings_of(second, site)]
     if not n_positions:
         warnings.append(f"No position of {_name(first)} is one of {positions!r}: there are no scores.")
+    elif n_positions < FEW_POSITIONS:
+        warnings.append(
+            f"Scores are over {n_positions} positions; fewer than {FEW_POSITIONS} make the order of neurons that of a few "
+            "texts. Capture more."
+        )
     return Change(
         np.concatenate(list(scores.values())),
         np.repeat(np.array(list(widths), np.int32), list(widths.values())),

@@ -16,9 +16,12 @@ from actstore.kernels.top_k.api import top_k
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from actstore.engine.coverage.state import LayerState
+    from actstore.engine.coverage.surprise import Piece, SurpriseReference
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,13 @@ class CriterionResult:
 
     criterion: str
     parameter: float | None
-    """t of nc; k of kmnc, tknc and tknp; the distance of tfc."""
-    covered: int
+    """t of nc; k of kmnc, tknc and tknp; the distance of tfc; the width of a bucket of lsc, dsc and mdsc."""
+    covered: int | float
+    """A number of what is covered; for nlc a magnitude."""
     of: int | None
-    """What could be covered; for tknp the samples; None for tfc, which has no bound."""
-    by_layer: dict[int, tuple[int, int | None]]
-    """Layer → covered, of; empty for tknp, whose patterns span the layers."""
+    """What could be covered; for tknp the samples; None where there is no bound."""
+    by_layer: dict[int, tuple[int | float, int | None]]
+    """Layer → covered, of; empty for criteria that span the layers."""
 
     @property
     def share(self) -> float | None:
@@ -53,8 +57,18 @@ class Coverage:
     states: dict[str, dict[int, LayerState]] = field(default_factory=dict)
     """Measurement → layer → its state."""
     patterns: Patterns = field(default_factory=Patterns.empty)
+    surprise: SurpriseReference | None = None
+    """What samples are compared with for lsc, dsc and mdsc; not needed to merge."""
+    surprise_of: str = ""
+    """Its fingerprint."""
+    buckets: dict[str, NDArray[np.int64]] = field(default_factory=dict)
+    """lsc, dsc, mdsc → the buckets met, ascending."""
 
     def __post_init__(self) -> None:
+        if self.surprise is not None:
+            self.surprise_of = self.surprise.fingerprint
+        for name in self.settings.surprises:
+            self.buckets.setdefault(name, np.empty(0, np.int64))
         for criterion in (CRITERIA[name] for name in self.settings.criteria):
             if criterion.empty is not None and criterion.measurement not in self.states:
                 self.states[criterion.measurement] = {
@@ -68,11 +82,13 @@ class Coverage:
         mixed: NDArray[np.uint64],
         slack: NDArray[np.float32],
         device: Device = HOST,
+        piece: Piece | None = None,
     ) -> None:
         """Add samples [neuron, sample] of a layer; call it for every layer with the same `mixed`, then `end_samples`.
 
         `mixed` [sample, 2], zeros before the first layer, collects the patterns of tknp over the layers. `slack` [neuron] is
-        the largest difference between stored and true values. `device` looks for the largest neurons of tknc and tknp.
+        the largest difference between stored and true values. `device` looks for the largest neurons of tknc and tknp. `piece`
+        collects what lsc, dsc and mdsc need over the layers.
         """
         has_patterns = "tknp" in self.settings.criteria
         top = self._top_neurons(values, device) if has_patterns or "top" in self.states else np.empty((0, 0), np.int64)
@@ -81,6 +97,8 @@ class Coverage:
             layers[layer].add(samples)
         if has_patterns:
             mix_pattern(mixed, layer, top)
+        if piece is not None and self.surprise is not None:
+            self.surprise.add_layer(piece, layer, values)
 
     def _top_neurons(self, values: NDArray[np.float32], device: Device) -> NDArray[np.int64]:
         """The largest neurons of each sample [sample, k], ties to the earlier neuron, -1 where there are fewer."""
@@ -89,17 +107,24 @@ class Coverage:
         k = min(self.settings.top, max(1024, *self.widths.values()))  # no columns that no layer can fill
         return top_k(device.put(by_sample), np.arange(len(values)), k).tokens
 
-    def end_samples(self, mixed: NDArray[np.uint64]) -> None:
+    def end_samples(self, mixed: NDArray[np.uint64], piece: Piece | None = None) -> None:
         """Count samples that every layer has been given."""
         self.n_samples += len(mixed)
+        if piece is not None and self.surprise is not None:
+            self._add_buckets(self.surprise.buckets(piece))
         if "tknp" in self.settings.criteria:
             self.patterns.add(mixed)
+
+    def _add_buckets(self, buckets: Mapping[str, NDArray[np.int64]]) -> None:
+        for name, known in self.buckets.items():
+            self.buckets[name] = np.union1d(known, buckets[name])
 
     def merge(self, other: Coverage) -> None:
         """Add in place what other samples have covered; `InvalidInputError` unless settings, layers and ranges agree."""
         check_alike(self, other)
         self.n_samples += other.n_samples
         self.patterns.merge(other.patterns)
+        self._add_buckets(other.buckets)
         for name, layers in self.states.items():
             for layer, state in layers.items():
                 state.merge(other.states[name][layer])
@@ -110,6 +135,9 @@ class Coverage:
 
     def _results(self, name: str) -> list[CriterionResult]:
         criterion = CRITERIA[name]
+        if criterion.is_surprise:
+            (width,) = criterion.parameters(self.settings)
+            return [CriterionResult(name, width, len(self.buckets[name]), None, {})]
         if criterion.count is None:
             return [CriterionResult(name, self.settings.top, len(self.patterns.hashes), self.n_samples, {})]
         results = []
@@ -119,7 +147,7 @@ class Coverage:
                 ranges = self.ranges.get(layer, Ranges.none())
                 scope = LayerScope(self.widths[layer], ranges, math.nan if parameter is None else parameter)
                 by_layer[layer] = criterion.count(state, scope)
-            n_covered = sum(n for n, _ in by_layer.values())
+            n_covered: int | float = sum(n for n, _ in by_layer.values())
             bounds = [bound for _, bound in by_layer.values()]
             of = None if None in bounds else sum(bound or 0 for bound in bounds)
             results.append(CriterionResult(name, parameter, n_covered, of, by_layer))
@@ -139,10 +167,14 @@ def check_alike(one: Coverage, other: Coverage) -> None:
         raise InvalidInputError(
             "Only coverages of the same layers can be merged, and these differ. Measure captures of one model."
         )
-    same = one.ranges.keys() == other.ranges.keys() and all(
-        np.array_equal(getattr(mine, side), getattr(other.ranges[layer], side), equal_nan=True)
-        for layer, mine in one.ranges.items()
-        for side in ("low", "high")
+    same = (
+        one.surprise_of == other.surprise_of
+        and one.ranges.keys() == other.ranges.keys()
+        and all(
+            np.array_equal(getattr(mine, side), getattr(other.ranges[layer], side), equal_nan=True)
+            for layer, mine in one.ranges.items()
+            for side in ("low", "high")
+        )
     )
     if not same:
         raise InvalidInputError(

@@ -35,6 +35,7 @@ def write_coverage(path: str | Path, coverages: Mapping[str, Coverage]) -> None:
         arrays |= {f"range/{layer}/low": ranges.low, f"range/{layer}/high": ranges.high}
     for number, coverage in enumerate(coverages.values()):
         arrays[f"{number}/patterns/hashes"] = coverage.patterns.hashes
+        arrays |= {f"{number}/buckets/{name}": buckets for name, buckets in coverage.buckets.items()}
         for name, layers in coverage.states.items():
             for layer, state in layers.items():
                 arrays |= {f"{number}/{name}/{layer}/{key}": array for key, array in state.arrays().items()}
@@ -42,6 +43,7 @@ def write_coverage(path: str | Path, coverages: Mapping[str, Coverage]) -> None:
         "format": FORMAT,
         "settings": dataclasses.asdict(first.settings),
         "widths": first.widths,
+        "surprise": first.surprise_of,
         "populations": [[name, coverage.n_samples] for name, coverage in coverages.items()],
     }
     with replacing(target) as partial:
@@ -70,6 +72,9 @@ def read_coverage(path: str | Path) -> dict[str, Coverage]:
             coverages = {}
             for number, (name, n_samples) in enumerate(about["populations"]):
                 coverage = coverages[name] = Coverage(CoverageSettings(**fields), widths, ranges, int(n_samples))
+                coverage.surprise_of = str(about.get("surprise", ""))
+                for kind in coverage.buckets:
+                    coverage.buckets[kind] = file.get_tensor(f"{number}/buckets/{kind}")
                 coverage.patterns.hashes = file.get_tensor(f"{number}/patterns/hashes")
                 for kind, layers in coverage.states.items():
                     for layer, state in layers.items():
@@ -89,6 +94,6 @@ def merge_coverages(coverages: dict[str, Coverage], other: Mapping[str, Coverage
             coverages[name].merge(coverage)
         else:
             first = next(iter(coverages.values()))
-            total = Coverage(first.settings, coverage.widths, first.ranges)
+            total = Coverage(first.settings, coverage.widths, first.ranges, surprise_of=first.surprise_of)
             total.merge(coverage)  # raises where the two were not measured alike
             coverages[name] = total

@@ -11,6 +11,7 @@ import numpy as np
 from actstore.engine.coverage.coverage import Coverage
 from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
 from actstore.engine.coverage.state import Ranges
+from actstore.engine.coverage.surprise import classes_of, read_reference
 from actstore.engine.devices.device import HOST, Device
 from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.store.capture.positions import blocks_with, check_positions, check_values, windows_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.engine.coverage.state import LayerState
+    from actstore.engine.coverage.surprise import Piece, SurpriseReference
     from actstore.engine.workers.executor import Executor
     from actstore.store.reader import Capture
 
@@ -65,9 +67,9 @@ def measure_coverage(
 ) -> dict[str, Coverage]:
     """What the samples of a capture cover: with `by`, label value → coverage; else "" → the coverage of all.
 
-    kmnc, nbc and snac compare the samples with the ranges of `reference`. One layer of one block is in memory at a time.
-    The workers of `executor` take blocks, or for tfc, which depends on their order, layers; `device` looks for the largest
-    neurons of tknc and tknp.
+    kmnc, nbc and snac compare the samples with the ranges of `reference`, lsc, dsc and mdsc with its samples. One layer of one
+    block is in memory at a time. The workers of `executor` take blocks, or for tfc and nlc, which depend on their order,
+    layers; `device` looks for the largest neurons of tknc and tknp.
 
     Raises `InvalidInputError` for a capture without the values, site, positions or label, and where a criterion lacks its
     reference.
@@ -79,14 +81,25 @@ def measure_coverage(
     check_positions(capture, settings.positions)
     widths = dict(sorted(capture.record.layers(settings.site).items()))
     ranges: dict[int, Ranges] = {}
+    surprise: SurpriseReference | None = None
     if needing := [name for name in settings.criteria if CRITERIA[name].needs_reference]:
         if reference is None:
             raise InvalidInputError(
-                f"The criteria {', '.join(needing)} compare values with the ranges of another capture. Set `reference`, for "
+                f"The criteria {', '.join(needing)} compare values with the ranges of another capture, or with its samples. "
+                f"Set `reference`, for "
                 "example to a capture of training data."
             )
-        ranges = reference_ranges(reference, settings.site, widths)
-    measure = _Measurement(capture, settings, widths, ranges, by, device)
+        if {*needing} - {*settings.surprises}:
+            ranges = reference_ranges(reference, settings.site, widths)
+        if settings.surprises:
+            if reference.record.layers(settings.site) != capture.record.layers(settings.site):
+                raise InvalidInputError(
+                    f"The reference {reference.record.name!r} has other layers at {settings.site} than "
+                    f"{capture.record.name!r}: "
+                    "expected captures of one model."
+                )
+            surprise = read_reference(reference, settings, widths)
+    measure = _Measurement(capture, settings, widths, ranges, by, device, surprise)
     if is_here(executor):
         return measure.of_blocks(settings, widths, capture.blocks, on_block)
     return _measure_by_workers(measure, executor, on_block)
@@ -94,7 +107,7 @@ def measure_coverage(
 
 @dataclass(frozen=True)
 class _Part:
-    """What a worker measures: order-free criteria over some blocks, or tfc in one layer over all of them."""
+    """What a worker measures: criteria over some blocks, or those that depend on order in one layer over all of them."""
 
     blocks: tuple[int, ...]
     layer: int | None = None
@@ -116,6 +129,7 @@ class _Measurement:
     ranges: dict[int, Ranges]
     by: str | None
     device: Device
+    surprise: SurpriseReference | None = None
 
     def of_blocks(
         self,
@@ -125,7 +139,11 @@ class _Measurement:
         on_block: Callable[[int, int], None] = lambda done, n_blocks: None,
     ) -> dict[str, Coverage]:
         """The coverage of each population by some criteria, in some layers, over some blocks."""
-        coverages = {name: Coverage(settings, widths, self.ranges) for name in _populations(self.capture, self.by)}
+        surprise = self.surprise if settings.surprises else None
+        coverages = {
+            name: Coverage(settings, widths, self.ranges, surprise=surprise)
+            for name in _populations(self.capture, self.by)
+        }
         for done, (block, slots) in enumerate(blocks_with(self.capture, settings.positions, blocks)):
             _add_block(
                 self.capture, block, _split_by_label(self.capture, block, slots, self.by), coverages, self.device
@@ -136,35 +154,42 @@ class _Measurement:
     def __call__(self, part: _Part) -> dict[str, Coverage]:
         if part.layer is None:
             return self.of_blocks(self.order_free, self.widths, part.blocks)
-        kept = dataclasses.replace(self.settings, criteria=("tfc",))
+        kept = dataclasses.replace(self.settings, criteria=self.by_order)
         return self.of_blocks(kept, {part.layer: self.widths[part.layer]}, part.blocks)
 
     @property
+    def by_order(self) -> tuple[str, ...]:
+        """Those of the criteria whose states depend on the order of samples."""
+        return tuple(name for name in self.settings.criteria if CRITERIA[name].by_order)
+
+    @property
     def order_free(self) -> CoverageSettings:
-        """The settings without tfc; with some criterion, which need not be used."""
-        criteria = tuple(name for name in self.settings.criteria if name != "tfc")
+        """The settings without these; with some criterion, which need not be used."""
+        criteria = tuple(name for name in self.settings.criteria if not CRITERIA[name].by_order)
         return dataclasses.replace(self.settings, criteria=criteria or ("nc",))
 
 
 def _measure_by_workers(
     measure: _Measurement, executor: Executor, on_block: Callable[[int, int], None]
 ) -> dict[str, Coverage]:
-    """As `measure_coverage`: states are merged, which for all but tfc gives what one run over all samples does."""
+    """As `measure_coverage`: states are merged, which for those that do not depend on order gives what one run does."""
     settings, blocks = measure.settings, list(measure.capture.blocks)
     n_parts = min(len(blocks), PARTS_PER_WORKER * executor.n_workers)
     parts = [_Part(tuple(some.tolist())) for some in np.array_split(np.array(blocks), n_parts)]
-    if set(settings.criteria) == {"tfc"}:
+    if set(settings.criteria) == {*measure.by_order}:
         parts = []
-    parts += [_Part(tuple(blocks), layer) for layer in measure.widths if "tfc" in settings.criteria]
+    parts += [_Part(tuple(blocks), layer) for layer in measure.widths if measure.by_order]
     merged = measure.of_blocks(measure.order_free, measure.widths, [])
-    kept: dict[str, dict[int, LayerState]] = {name: {} for name in merged}
+    kinds = [CRITERIA[name].measurement for name in measure.by_order]
+    kept: dict[str, dict[str, dict[int, LayerState]]] = {name: {kind: {} for kind in kinds} for name in merged}
     n_samples: dict[str, int] = {}
     for done, (part, found) in enumerate(zip(parts, Scan(executor)(measure, parts), strict=True)):
         for name, coverage in found.items():
             if part.layer is None:
                 merged[name].merge(coverage)
             else:
-                kept[name] |= coverage.states[CRITERIA["tfc"].measurement]
+                for kind, layers in kept[name].items():
+                    layers |= coverage.states[kind]
                 n_samples[name] = coverage.n_samples
         on_block((done + 1) * len(blocks) // len(parts), len(blocks))
     return {
@@ -173,18 +198,18 @@ def _measure_by_workers(
             measure.widths,
             measure.ranges,
             n_samples.get(name, coverage.n_samples),
-            _states(settings, coverage.states, kept[name]),
+            _states(settings, coverage.states | kept[name]),
             coverage.patterns,
+            measure.surprise,
+            coverage.surprise_of,
+            coverage.buckets,
         )
         for name, coverage in merged.items()
     }
 
 
-def _states(
-    settings: CoverageSettings, merged: dict[str, dict[int, LayerState]], kept: dict[int, LayerState]
-) -> dict[str, dict[int, LayerState]]:
+def _states(settings: CoverageSettings, together: dict[str, dict[int, LayerState]]) -> dict[str, dict[int, LayerState]]:
     """The states of all criteria, in the order in which one run makes them."""
-    together = merged | {CRITERIA["tfc"].measurement: kept}
     names = (CRITERIA[name].measurement for name in settings.criteria if CRITERIA[name].empty is not None)
     return {name: together[name] for name in dict.fromkeys(names)}
 
@@ -228,16 +253,24 @@ def _add_block(
     ]
     mixed = [np.zeros((len(slots), 2), np.uint64) for _, slots in pieces]
     any_coverage = next(iter(coverages.values()))  # settings, layers and ranges are the same in all
+    surprised = [_piece(capture, block, slots, any_coverage) for _, slots in pieces]
     for layer in any_coverage.widths:
         values = capture.block_values(layer, block, any_coverage.settings.site, saturated=True)
         slack = _slack(capture, layer, block, any_coverage)
-        for (coverage, slots), so_far in zip(pieces, mixed, strict=True):
+        for (coverage, slots), so_far, piece in zip(pieces, mixed, surprised, strict=True):
             samples = values[:, slots]
             if not np.isfinite(samples).all():
                 samples[~np.isfinite(samples)] = np.nan
-            coverage.add(layer, samples, so_far, slack, device)
-    for (coverage, _), so_far in zip(pieces, mixed, strict=True):
-        coverage.end_samples(so_far)
+            coverage.add(layer, samples, so_far, slack, device, piece)
+    for (coverage, _), so_far, piece in zip(pieces, mixed, surprised, strict=True):
+        coverage.end_samples(so_far, piece)
+
+
+def _piece(capture: Capture, block: int, slots: NDArray[np.int64], coverage: Coverage) -> Piece | None:
+    """Samples for the criteria of surprise; None where none is measured."""
+    if (surprise := coverage.surprise) is None:
+        return None
+    return surprise.piece(classes_of(capture, block, slots, surprise.classes, coverage.settings))
 
 
 def _slack(capture: Capture, layer: int, block: int, coverage: Coverage) -> NDArray[np.float32]:

@@ -1,11 +1,14 @@
-"""Results as rows for tables and JSON: neurons with their names, scores and top tokens."""
+"""Results as rows for tables and JSON: neurons with their names, scores and top tokens; answers by image."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actstore.engine.multimodal.captions import read_captions
+from actstore.store.errors import InvalidInputError
 from actstore.store.model.top_tokens import texts_of
 
 if TYPE_CHECKING:
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
     from actstore.engine.multimodal.concepts import Concept
     from actstore.engine.multimodal.result import Multimodal
+    from actstore.store.capture.reader import Capture
 
 
 class Rows:
@@ -111,3 +115,17 @@ class Rows:
 def plain(text: str) -> str:
     """A text for people and JSON: bytes that are not UTF-8 become U+FFFD."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
+
+
+def answers_by_image(capture: Capture) -> dict[str, dict[str, Any]]:
+    """File name without suffix → `prompt` and `caption`, of a capture's documents: captions of the same images elsewhere."""
+    rows = capture.documents().to_pylist()
+    answers = {}
+    for caption in read_captions(capture):
+        if caption.image is None:
+            raise InvalidInputError(
+                f"Capture {capture.record.name!r} holds no images. Name one of images with `capture`."
+            )
+        row = rows[caption.document]
+        answers[Path(caption.image).stem] = {"prompt": row.get("prompt"), "caption": plain(caption.text)}
+    return answers

@@ -6,6 +6,7 @@ The total derivative, through all later layers, where the contribution is the di
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from actstore.engine.models.patching import Hook, PatchPoint
-    from actstore.engine.multimodal.replay import Replay
+    from actstore.engine.multimodal.replay import PatchOrder, Replay
     from actstore.engine.multimodal.result import Multimodal
 
 
@@ -30,11 +31,13 @@ def rank_by_gradient(
     replay: Replay,
     numbers: Sequence[int] | None = None,
     on_caption: Callable[[int, int], None] = lambda done, n: None,
+    order: PatchOrder | None = None,
 ) -> Multimodal:
     """The same nouns with the neurons of the largest a · ∂logit/∂a at the position that predicts them, over the same layers.
 
     Of the nouns with some `numbers` only (None: all); the others have no neurons.
 
+    order: of the patches among the input embeddings; None is their own.
     One forward pass per caption, one backward pass per noun. Raises `InvalidInputError` as `Replay.encode` does, and for
     routed experts.
     """
@@ -48,7 +51,8 @@ def rank_by_gradient(
         for done, (caption, nouns) in enumerate(by_caption.items()):
             encoded = replay.encode(result.captions[caption])
             activations: dict[int, Tensor] = {}
-            with hooked(replay.model.model, _hooks(places, activations)):
+            applied = order.applied(encoded, result.captions[caption].document) if order else nullcontext()
+            with hooked(replay.model.model, _hooks(places, activations)), applied:
                 logits = replay.logits([encoded])[0]
             inputs = [activations[place.layer] for place in places]
             for i in nouns:

@@ -7,24 +7,32 @@ gradient, random neurons) are measured alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from actstore.engine.multimodal.concepts import concepts
+from actstore.engine.multimodal.rankings import FROM_STORE, REGIONS
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.root import read_neurons
 from actstore.store.model.weights import read_weights
 from actstore.store.neurons import NeuronIndex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
 
-    from actstore.engine.multimodal.result import Multimodal
+    from actstore.engine.multimodal.replay import Replay
+    from actstore.engine.multimodal.result import FindSettings, Multimodal
+    from actstore.store.reader import Capture, Store
+
+    Progress = Callable[[int, int], None]
+    Counting = Callable[[str], AbstractContextManager[Progress]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +156,8 @@ def specificity(result: Multimodal) -> dict[str, float]:
     """Noun → mean over its neurons of 1 - (other nouns that the neuron belongs to) / (other nouns).
 
     A neuron belongs to a noun if it is among the k of `concepts`: those in the top k of most of the noun's captions. 1 is a
-    neuron of one noun, 0 one of all. The chance level is high (few neurons belong to two nouns), so that this is informative
-    only together with the invariances.
+    neuron of one noun, 0 one of all. It saturates: of many neurons few belong to two nouns by chance, so that random ones have
+    almost 1, and more than neurons that are found. `discrimination` tells them apart.
     """
     every_concept = concepts(result)
     n_nouns: dict[int, int] = {}
@@ -162,6 +170,35 @@ def specificity(result: Multimodal) -> dict[str, float]:
         for concept in every_concept
         if len(concept.neurons)
     }
+
+
+def discrimination(result: Multimodal) -> dict[str, float]:
+    """Noun → cross-image invariance less the same share between its captions and those of other nouns; -1 to 1.
+
+    D(c) = mean of |S ∩ S'| / k over pairs of occurrences of c - its mean over pairs of an occurrence of c and of another noun.
+    Around 0 for random neurons, which share nothing, and for neurons of every noun, which share all; 1 where a noun has the
+    same neurons in each caption, and none of another's. Nouns of one caption, and a noun that is the only one, are left out.
+    """
+    every_concept, k = concepts(result), result.settings.k
+    invariance = cross_image_invariance(result)
+    counts = {
+        concept.word: np.unique(
+            np.array([n for i in concept.occurrences.tolist() for n in result.sets[i]], np.int64), return_counts=True
+        )
+        for concept in every_concept
+    }
+    total = np.zeros(len(result.numbering))
+    for numbers, n in counts.values():
+        total[numbers] += n
+    n_occurrences = len(result.nouns)
+    measured = {}
+    for concept in every_concept:
+        n_own = len(concept.occurrences)
+        if concept.word in invariance and n_own < n_occurrences:
+            numbers, n = counts[concept.word]
+            shared = float((n * (total[numbers] - n)).sum())
+            measured[concept.word] = invariance[concept.word] - shared / (n_own * (n_occurrences - n_own) * k)
+    return measured
 
 
 @dataclass(frozen=True)
@@ -189,6 +226,7 @@ def measure(result: Multimodal, shuffled: Multimodal | None = None) -> dict[str,
         "similarity": summarise(sensitive.similarity),
         "cross-image invariance": summarise(cross_image_invariance(result).values()),
         "specificity": summarise(specificity(result).values()),
+        "discrimination": summarise(discrimination(result).values()),
     }
     if shuffled is not None:
         measured["region invariance"] = summarise(region_invariance(result, shuffled))
@@ -200,3 +238,97 @@ def layers_of(result: Multimodal) -> Sequence[int]:
     numbers = result.first.tokens[result.first.tokens >= 0]
     layers, _ = result.numbering.locate(numbers)
     return [int((layers == layer).sum()) for layer in result.numbering.layers]
+
+
+def rankings_of(
+    capture: Capture,
+    settings: FindSettings,
+    replay: Replay | None,
+    choose: Callable[[Multimodal], list[int]] | None = None,
+    progress: Counting = lambda _: nullcontext(lambda done, total: None),
+) -> dict[str, Multimodal]:
+    """The nouns' neurons by every ranking; by gradient, which needs `replay`, those of the nouns that `choose` selects.
+
+    `progress`: opened with the name of what is counted for each ranking, gives what is called with the number done and in all.
+    """
+    from actstore.engine.multimodal.find import find_multimodal
+
+    rankings = {}
+    for name in FROM_STORE:
+        with progress(f"layers, by {name}") as advance:
+            rankings[name] = find_multimodal(capture, replace(settings, by=name), advance)
+    if replay is not None:
+        from actstore.engine.multimodal.gradients import rank_by_gradient
+
+        first = rankings["contribution"]
+        with progress("captions, by gradient") as advance:
+            rankings["gradient"] = rank_by_gradient(first, replay, choose(first) if choose else None, advance)
+    return rankings
+
+
+def check_regions(regions: str | None, shuffled: str | None) -> str:
+    """What is put in random order, a key of `REGIONS`: unless named, the published way, or pixels where they are captured."""
+    if regions is None:
+        return "embeddings" if shuffled is None else "pixels"
+    if regions not in REGIONS:
+        raise InvalidInputError(f"Expected `regions` to be one of {', '.join(REGIONS)}, found {regions!r}.")
+    if (regions == "pixels") != (shuffled is not None):
+        raise InvalidInputError(
+            "The name of a capture of shuffled images, `shuffled`, goes with `regions` 'pixels', and with nothing else. Name "
+            "both, or leave `shuffled` out."
+        )
+    return regions
+
+
+@dataclass(frozen=True)
+class PropertySource:
+    """What properties are measured of."""
+
+    capture: Capture
+    shuffled: Capture | None
+    """The capture of images with shuffled pixels, for regions `pixels`."""
+    regions: str
+    """A key of `REGIONS`."""
+    gradient: bool = False
+    """Whether neurons are ranked by activation × gradient, too."""
+
+    @classmethod
+    def of(
+        cls, store: Store, capture: str | None, shuffled: str | None, regions: str | None, *, gradient: bool
+    ) -> PropertySource:
+        """The captures by name; `InvalidInputError` where what is named does not go together."""
+        chosen = check_regions(regions, shuffled)
+        return cls(
+            store.capture(capture), None if shuffled is None else store.capture(shuffled), chosen, gradient=gradient
+        )
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the model runs."""
+        return self.gradient or self.regions == "embeddings"
+
+    def measure(
+        self,
+        settings: FindSettings,
+        open_replay: Callable[[Capture], AbstractContextManager[Replay]],
+        progress: Counting = lambda _: nullcontext(lambda done, total: None),
+    ) -> tuple[dict[str, Multimodal], dict[str, dict[str, Summary]]]:
+        """Ranking → the nouns' neurons, and ranking → property → its summary.
+
+        A ranking at random is another draw for the other order of patches: what two draws share is chance. open_replay: gives
+        the model of a capture, which is opened only where the model is needed.
+        """
+        again = replace(settings, seed=settings.seed + 1)
+        second: dict[str, Multimodal] = {}
+        with open_replay(self.capture) if self.needs_model else nullcontext() as replay:
+            first = rankings_of(self.capture, settings, replay if self.gradient else None, progress=progress)
+            if self.regions == "embeddings":
+                from actstore.engine.multimodal.permuted import permuted_rankings
+
+                assert replay is not None
+                with progress("captions, patches permuted") as advance:
+                    second = permuted_rankings(first, replay, again.seed, advance)
+        if self.shuffled is not None:
+            with open_replay(self.shuffled) if self.gradient else nullcontext() as replay:
+                second = rankings_of(self.shuffled, again, replay, progress=progress)
+        return first, {name: measure(ranked, second.get(name)) for name, ranked in first.items()}

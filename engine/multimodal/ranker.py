@@ -15,6 +15,7 @@ from actstore.engine.multimodal.result import read_block
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
 from actstore.store.capture.tokens.write_scale import block_scale
+from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import widened
 from actstore.store.model.directions import WriteDirections
 
@@ -35,9 +36,20 @@ MAX_PRODUCTS: Final = 1 << 26
 class Ranker:
     """A ranking in one form: the k largest scores of each noun so far, while layers and blocks stream by."""
 
-    def __init__(self, result: Multimodal, site: str, *, with_weights: bool, device: Device = HOST) -> None:
-        """Of the nouns in `result`, by the activations at `site`; `with_weights`, times what a unit of them writes."""
-        self._device = device
+    def __init__(
+        self,
+        result: Multimodal,
+        site: str,
+        *,
+        with_weights: bool,
+        device: Device = HOST,
+        activations: NDArray[np.float32] | None = None,
+    ) -> None:
+        """Of the nouns in `result`, by the activations at `site`; `with_weights`, times what a unit of them writes.
+
+        activations: [noun, neuron] those to rank by, instead of the capture's.
+        """
+        self._device, self._activations = device, activations
         self._result, self._site, self._with_weights = result, site, with_weights
         self._capture, settings = result.capture, result.settings
         tokens, rows = np.unique([noun.token for noun in result.nouns], return_inverse=True)
@@ -60,18 +72,35 @@ class Ranker:
             width, start = int(numbering.widths[done]), int(numbering.starts[done])
             products_of = self._products(layer, width)
             for block, in_block in self._of_block.items():
-                values = read_block(self._capture, layer, block, self._site)
-                scale = block_scale(self._capture, layer, block) if self._with_weights and settings.gain else None
+                values_of = self._values(layer, block, slice(start, start + width))
                 for first in range(0, len(in_block), CHUNK):
                     nouns = in_block[first : first + CHUNK]
-                    scores = widened(values[:, self._offsets[nouns]]).T * products_of(self._rows[nouns])
-                    if scale is not None:
-                        scores *= scale[self._offsets[nouns], None]
+                    scores = values_of(nouns) * products_of(self._rows[nouns])
                     state = TopK(best.values[nouns], best.tokens[nouns])
                     state = top_k(self._device.put(scores), np.arange(start, start + width), k, state=state)
                     best.values[nouns], best.tokens[nouns] = state
             on_layer(done + 1, len(numbering.layers))
         return best
+
+    def _values(self, layer: int, block: int, columns: slice) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
+        """A function: nouns of a block → the activations [noun, neuron] of a layer, whose numbers are `columns`."""
+        if (activations := self._activations) is not None:
+            if self._scale(layer, block) is not None:
+                raise InvalidInputError(
+                    f"What follows the feed-forward of {self._capture.store.model.name} scales each position, and the scales of "
+                    "permuted embeddings are not computed. Choose `regions` pixels."
+                )
+            return lambda nouns: activations[nouns, columns]
+        values = read_block(self._capture, layer, block, self._site)
+        scale = self._scale(layer, block)
+        if scale is None:
+            return lambda nouns: widened(values[:, self._offsets[nouns]]).T
+        return lambda nouns: widened(values[:, self._offsets[nouns]]).T * scale[self._offsets[nouns], None]
+
+    def _scale(self, layer: int, block: int) -> NDArray[np.float32] | None:
+        """What the slots of a block multiply the write vectors of a layer with [token]; None for 1, or where none are read."""
+        with_scale = self._with_weights and self._result.settings.gain
+        return block_scale(self._capture, layer, block) if with_scale else None
 
     def _products(self, layer: int, width: int) -> Callable[[NDArray[np.int64]], NDArray[np.float32] | float]:
         """A function: numbers of distinct tokens → what each neuron's activation is multiplied with [token, neuron]."""

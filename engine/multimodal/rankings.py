@@ -1,6 +1,6 @@
-"""The rankings of neurons as one table: the method's own, and the baselines it is compared with.
+"""The rankings of neurons as one table: the method's own, and the baselines it is compared with; and what may be permuted.
 
-A new ranking is a function and a row here. Importing the table loads neither torch nor transformers.
+A new ranking is a function and a row here. Importing the tables loads neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -65,6 +65,21 @@ RANKINGS: Final = {
 }
 FROM_STORE: Final = tuple(name for name, ranking in RANKINGS.items() if not ranking.needs_model)
 """The rankings that need no model."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What is put in random order where region invariance is measured."""
+
+    help: str
+
+
+REGIONS: Final = {
+    "embeddings": Regions("the patches among the language model's input embeddings, as published; runs the model"),
+    "pixels": Regions("the patches of the image itself, in a capture of shuffled images"),
+    "none": Regions("nothing: region invariance is not measured"),
+}
+"""Name → what is in random order for region invariance; the values that `regions` takes."""
 
 
 def find_ranking(name: str) -> Rank:

@@ -1,22 +1,29 @@
-"""A capture's images and answers run through the model again, exactly as they were read, or with a new answer.
+"""A capture's images and answers run through the model again: as they were read, with a new answer, or with patches moved.
 
 Needs the model and its processor.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.generate import GenerationSettings, generate
 from actstore.engine.multimodal.captions import special_tokens
 from actstore.engine.multimodal.source_images import find_image
 from actstore.store.errors import InvalidInputError
+from actstore.store.layout import IMAGE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.models.load import LoadedModel
@@ -84,3 +91,55 @@ class Replay:
     @cached_property
     def _special(self) -> frozenset[int]:
         return special_tokens(self.capture.store)
+
+
+@dataclass(frozen=True)
+class PatchOrder:
+    """A random order of the patches of each window among the language model's input embeddings, by a seed and its document.
+
+    As published (Pan et al. 2024, section 4.3): what the vision tower made of each patch stays as it is, and comes at another
+    place of the text. Images whose pixels are shuffled are in `shuffle`.
+    """
+
+    model: LoadedModel
+    seed: int = 0
+
+    def of(self, encoded: EncodedPrompt, document: int) -> NDArray[np.int64]:
+        """[position] Which position's embedding each position of a window gets; its own, unless it is a patch."""
+        order, patches = np.arange(len(encoded.ids)), np.flatnonzero(encoded.modality == IMAGE)
+        order[patches] = np.random.default_rng([self.seed, document]).permutation(patches)
+        return order
+
+    @contextmanager
+    def applied(self, encoded: EncodedPrompt, document: int) -> Iterator[None]:
+        """While open, one pass over the window alone reads its patches in this order.
+
+        `InvalidInputError` at the end where the language model was handed no input embeddings, as one that reads images by
+        attention to them.
+        """
+        order = torch.from_numpy(self.of(encoded, document)).to(self.model.device)
+        changed: list[bool] = []
+
+        def permute(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            embeddings = kwargs.get("inputs_embeds")
+            if changed or embeddings is None or embeddings.dim() != 3 or embeddings.shape[1] != len(order):
+                return None
+            changed.append(True)
+            return args, kwargs | {"inputs_embeds": embeddings[:, order]}
+
+        with ExitStack() as stack:
+            for path in self._ancestors():
+                module = self.model.model.get_submodule(path)
+                stack.callback(module.register_forward_pre_hook(permute, with_kwargs=True).remove)
+            yield
+        if not changed:
+            raise InvalidInputError(
+                f"{self.model.spec.name} has no patches among the input embeddings of its language model. Shuffle pixels: "
+                '`regions="pixels"`, with a capture of shuffled images as `shuffled`.'
+            )
+
+    def _ancestors(self) -> list[str]:
+        """The paths of the modules that hold the first layer of the language model, the outermost first."""
+        first = self.model.spec.part_layers("language")[0]
+        parts = self.model.spec.layers[first].module.split(".")
+        return [".".join(parts[:n]) for n in range(len(parts))]

@@ -7,13 +7,13 @@ that the same neurons make to queries with another label:
     PCR = | mean change of P on related queries | / | mean change of P on unrelated queries |
 
 There are three protocols (`protocols.PROTOCOLS`); in each the unrelated group is as large as the related one, with one randomly
-drawn query of another label for every query. In the last two no neuron is tested on prompts that it was selected with.
+drawn query of another label for every query. In the first two no neuron is tested on prompts that it was selected with.
 
-- `query`, the paper's: every query's neurons on the prompts they were selected with.
 - `prompt`: one prompt of every query is held out; neurons selected with the others are tested on it, where the options are in
   another order. Neurons that only encode a letter fail here.
 - `label`: half of each label's queries select the label's neurons, the `pool` with the largest summed scores; they are tested
   on the other half.
+- `query`, the paper's: every query's neurons on the prompts they were selected with.
 
 A seed draws the unrelated queries, the prompts held out, the halves, and the neurons of the method `random`.
 """

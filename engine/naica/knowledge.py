@@ -42,6 +42,17 @@ class Refinement(Typed):
                 f"`at_least` must be from 0 to `at_most`, which is {self.at_most}, found {self.at_least}."
             )
 
+    def prompts_needed(self, n_prompts: int) -> int:
+        """The number of prompts, of `n_prompts`, that `share` amounts to at first."""
+        return max(1, int(np.ceil(n_prompts * self.share - 1e-9)))
+
+    @property
+    def fewest_prompts(self) -> int:
+        """The smallest number of prompts of which `share` is not all, so that it can be raised; 0 where it is always all."""
+        if self.share >= 1:
+            return 0
+        return next(n for n in range(2, int(2 / (1 - self.share)) + 3) if self.prompts_needed(n) < n)
+
 
 @dataclass(frozen=True)
 class KnowledgeNeurons:

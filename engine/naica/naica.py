@@ -2,8 +2,8 @@
 
 Chen, Dejl and Toni (AAAI 2025, arXiv 2406.10868). A query is asked in several prompts; a neuron's attribution na is the sum
 over them, divided by the sum over all neurons. The neurons above a share t of a query's largest na are its cluster; the fewer
-clusters a neuron is in, the more specific it is: ica = log(|C| / (df + 1)). Neurons in more than the share u of the clusters
-are common and are removed; of the others the v with the largest na · ica are the query's.
+clusters a neuron is in, the more specific it is: ica = log(|C| / (df + 1)). The v neurons with the largest na · ica are the
+query's, without those that are common: in more than the share u of the clusters.
 
 Everything is computed from stored attributions, without a model.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from actstore.engine.devices.device import HOST, Device
+from actstore.engine.naica.protocols import REMOVALS
 from actstore.engine.naica.selection import SelectedNeurons
 from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.kernels.cluster_inverse.api import Clusters, Frequency, cluster_frequency, cluster_inverse, threshold
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-6
 """A sum over neurons that is a smaller share of the sum of their magnitudes is float32 rounding."""
+ENOUGH_PROMPTS: Final = 3
+"""Prompts per query, as in the paper: with one, nothing tells what is due to its wording."""
 PARTS_PER_WORKER: Final = 4
 """Parts of the queries per worker: few, as the block on a border is read twice."""
 
@@ -51,6 +54,8 @@ class NaicaSettings(Typed):
     """Maximum number of neurons per query."""
     ica: bool = True
     """Whether attributions are weighted by ica; False is a baseline of the paper."""
+    removal: str = "after"
+    """When common neurons are removed: one of `protocols.REMOVALS`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,13 +69,18 @@ class NaicaSettings(Typed):
             )
         if not 0 <= self.u <= 1:
             raise InvalidInputError(f"Expected `u`, a share of the queries, from 0 to 1, found {self.u}.")
+        if self.removal not in REMOVALS:
+            raise InvalidInputError(f"Expected `removal` to be one of {', '.join(REMOVALS)}, found {self.removal!r}.")
         if self.v < 1:
             raise InvalidInputError(f"Expected `v`, the number of neurons per query, to be 1 or more, found {self.v}.")
 
 
 @dataclass(frozen=True)
 class Naica(SelectedNeurons):
-    """The query-relevant neurons of every query, with scores na · ica, and the intermediate results."""
+    """The query-relevant neurons of every query, with scores na · ica, and the intermediate results.
+
+    As published, a query has fewer than v neurons where common ones are among its v largest.
+    """
 
     settings: NaicaSettings
     common: NDArray[np.int64]
@@ -112,8 +122,11 @@ def find_naica(
     frequency = cluster_frequency(clusters, attributions.n_neurons)
     largest_cluster = int(np.diff(clusters.offsets).max(initial=0))
     v = min(settings.v, largest_cluster)  # the kernel's result has v columns: no more than can be filled
-    inverse = cluster_inverse(clusters, frequency, u=settings.u, v=v, ica=settings.ica)
-    filled = inverse.neurons >= 0
+    # The kernel removes common neurons before it selects: with u = 1 none, so that they take places of the v.
+    u = settings.u if settings.removal == "before" else 1.0
+    inverse = cluster_inverse(clusters, frequency, u=u, v=v, ica=settings.ica)
+    common = frequency.common(settings.u)
+    filled = (inverse.neurons >= 0) & ~np.isin(inverse.neurons, common)
     return Naica(
         queries=attributions.queries,
         offsets=np.concatenate([[0], np.cumsum(filled.sum(axis=1))]).astype(np.int64),
@@ -122,7 +135,7 @@ def find_naica(
         weights=weights,
         warnings=_warnings(attributions, totals, settings),
         settings=settings,
-        common=inverse.common.astype(np.int64),
+        common=common.astype(np.int64),
         clusters=clusters,
         frequency=frequency,
         totals=totals,
@@ -190,7 +203,11 @@ def _warnings(attributions: Attributions, totals: NDArray[np.float64], settings:
     n = len(totals)
     if not n:
         return ("No query has all its prompts stored. Finish `actstore.attribute(…)` with `resume=True`.",)
-    warnings = [_warn_of_few_queries(n, settings), _warn_of_guessing(attributions.prompts)]
+    warnings = [
+        _warn_of_few_queries(n, settings),
+        _warn_of_one_prompt(attributions.queries["n_prompts"].to_numpy()),
+        _warn_of_guessing(attributions.prompts),
+    ]
     if n_below := int((totals < 0).sum()):
         warnings.append(
             f"In {_count(n_below)} the attributions of all neurons add up to less than zero, and are divided by the sum of "
@@ -216,6 +233,16 @@ def _warn_of_few_queries(n: int, settings: NaicaSettings) -> str:
             "queries, or set `ica=False`."
         )
     return ""
+
+
+def _warn_of_one_prompt(n_prompts: NDArray[np.integer]) -> str:
+    """A warning where queries were asked in one prompt [query]; empty otherwise."""
+    if not (n_single := int((n_prompts == 1).sum())):
+        return ""
+    return (
+        f"{n_single:,} of {_count(len(n_prompts))} were asked in one prompt only: there the neurons of its wording, and of the "
+        f"order of its options, count as the query's. Ask each query in {ENOUGH_PROMPTS} prompts or more."
+    )
 
 
 def _warn_of_guessing(prompts: pa.Table) -> str:

@@ -20,10 +20,6 @@ class EvaluationProtocol:
 
 
 PROTOCOLS: Final[dict[str, EvaluationProtocol]] = {
-    "query": EvaluationProtocol(
-        "neurons tested on the prompts they were found with (the paper's protocol)",
-        "Every query's neurons are tested on the prompts they were selected with, as in the paper.",
-    ),
     "prompt": EvaluationProtocol(
         "neurons tested on a prompt of their query that was left out",
         "One prompt of every query is held out; neurons selected with the others are tested on it.",
@@ -32,8 +28,12 @@ PROTOCOLS: Final[dict[str, EvaluationProtocol]] = {
         "a label's neurons tested on the half of its queries that was left out",
         "Half of each label's queries are held out; the neurons of the label, from the other half, are tested on them.",
     ),
+    "query": EvaluationProtocol(
+        "neurons tested on the prompts they were found with (the paper's protocol)",
+        "Every query's neurons are tested on the prompts they were selected with, as in the paper.",
+    ),
 }
-"""Name → protocol, in the order of the results."""
+"""Name → protocol, in the order of the results: those first in which neurons are tested on what they were not found with."""
 
 
 @dataclass(frozen=True)
@@ -53,3 +53,18 @@ OPERATIONS: Final[dict[str, Operation]] = {
     "suppress": Operation("suppress", "Activations are set to 0.", 0.0),
 }
 """Name → operation, in the order of the results."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """When common neurons are removed from a query's neurons."""
+
+    help: str
+    """One sentence for the command line and the documentation."""
+
+
+REMOVALS: Final[dict[str, Removal]] = {
+    "after": Removal("Of the v neurons with the largest naica the common ones are left out, as published."),
+    "before": Removal("Common neurons are left out first: a query has v neurons where its cluster has enough others."),
+}
+"""Name → when common neurons are removed; the values that `removal` takes."""

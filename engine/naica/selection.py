@@ -124,6 +124,16 @@ def pool_by_label(selected: SelectedNeurons, label: str | None, k: int) -> dict[
     return result
 
 
+def neurons_of_labels(selected: SelectedNeurons, label: str | None) -> dict[str, NDArray[np.int64]]:
+    """For every value of a label the neurons of its queries, each once, ascending; without a label, for every query."""
+    if label is None:
+        names = [str(name) for name in selected.queries["query"].to_pylist()]
+        return {name: np.sort(selected.of(row)[0]) for row, name in enumerate(names)}
+    names, of_queries = label_of_queries(selected.queries, label)
+    of_entries = np.repeat(of_queries, selected.n_neurons)
+    return {name: np.unique(selected.neurons[of_entries == i]) for i, name in enumerate(names)}
+
+
 @dataclass(frozen=True)
 class LayerCounts:
     """Number of neurons in each layer, for the queries of each value of a label."""

@@ -5,18 +5,46 @@ The method is in `knowledge`, the stored scores in `store.capture.questions.attr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from actstore.engine.naica.knowledge import KnowledgeNeurons, Refinement, knowledge_neurons
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from actstore.store.capture.questions.attributions import Attributions
+
+
+FEW: Final = 0.1
+"""Up to this share of the queries may have more neurons, or fewer, than were asked for without a warning."""
+
+
+def size_warning(sizes: Sequence[int], attributions: Attributions, refinement: Refinement | None = None) -> str:
+    """A warning where queries have other numbers of neurons than the refinement is to give; empty otherwise.
+
+    sizes: [query] number of knowledge neurons. It says how many prompts the refinement takes, where there are too few.
+    """
+    refinement = refinement or Refinement()
+    n_neurons = np.asarray(sizes, np.int64)
+    outside = (n_neurons < refinement.at_least) | (n_neurons > refinement.at_most)
+    if outside.sum() <= FEW * len(n_neurons):
+        return ""
+    n_prompts = int(np.median(attributions.queries["n_prompts"].to_numpy()[outside]))
+    sentence = (
+        f"{int(outside.sum()):,} of {len(n_neurons):,} queries have not {refinement.at_least} to {refinement.at_most} "
+        f"knowledge neurons, but {n_neurons[outside].mean():.1f} in the mean, at {n_prompts} prompts per query."
+    )
+    fewest = refinement.fewest_prompts
+    if n_prompts >= fewest:
+        return f"{sentence} More prompts of each query leave fewer neurons that they share by chance."
+    return (
+        f"{sentence} A share of {refinement.share:g} is all of them, and can be raised from {fewest} prompts on; one step of "
+        f"{refinement.step:g} is one prompt from {int(np.ceil(1 / refinement.step - 1e-9))} on."
+    )
 
 
 def knowledge_neurons_of(

@@ -53,6 +53,8 @@ class MaskSettings(Typed):
     """Number of draws of the baseline: each switches off as many random neurons of the same layers."""
     seed: int = 0
     """Random seed of these neurons."""
+    keep_only: bool = False
+    """Whether all neurons but a label's are switched off, instead of these."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -67,15 +69,17 @@ class MaskMatrix:
 
     labels: tuple[str, ...]
     n_neurons: NDArray[np.int64]
-    """Number of neurons switched off in each row; shape [label]."""
+    """Number of neurons switched off in each row, or the only ones kept on; shape [label]."""
     n_tokens: NDArray[np.int64]
     """Number of tokens scored per label; shape [label]."""
     clean: NDArray[np.float64]
     """The unchanged model, on the text of each label; shape [label]."""
     masked: NDArray[np.float64]
-    """With the neurons of the row's label off, on the text of the column's; shape [label, label]."""
+    """With the neurons of the row's label off, or alone on, on the text of the column's; shape [label, label]."""
     random: NDArray[np.float64]
-    """With as many random neurons off; shape [draw, label, label]."""
+    """With as many random neurons off, or alone on; shape [draw, label, label]."""
+    keep_only: bool = False
+    """Whether the row's neurons were the only ones left on."""
 
     @property
     def change(self) -> NDArray[np.float64]:
@@ -169,8 +173,9 @@ def measure_masks(
 ) -> MaskMatrix:
     """The matrix for the labels' `neurons` over `windows`, whose first items are indices of labels.
 
-    Switching off sets A_post to 0 at every position, which is equivalent to A_gate = 0. `InvalidInputError` where the model is
-    not the capture's, does not predict the next token, or has routed experts, and where a label has no text.
+    Switching off sets A_post to 0 at every position, which is equivalent to A_gate = 0. With `settings.keep_only` all neurons
+    of the language model but the label's are off. `InvalidInputError` where the model is not the capture's, does not predict
+    the next token, or has routed experts, and where a label has no text.
 
     >>> windows = windows_of_capture(capture, "language", ["en", "fr"], 10_000)
     >>> measure_masks(model, capture, {"en": {3: [17]}, "fr": {5: [4]}}, windows).change
@@ -186,6 +191,7 @@ def measure_masks(
     text = _ScoredText(labels, list(windows), settings.batch_tokens)
     rng = np.random.default_rng(settings.seed)
     widths = {layer.layer: layer.neurons for layer in model.spec.layers}
+    language = {layer: widths[layer] for layer in model.spec.part_layers("language")}
     # The passes over the text, in this order: nothing off, each label's neurons off, each draw of the baseline.
     masks: list[Neurons] = [{}, *neurons.values()]
     masks += [_random_neurons(of_label, widths, rng) for _ in range(settings.n_random) for of_label in neurons.values()]
@@ -196,7 +202,7 @@ def measure_masks(
         def report(n: int, first: int = first) -> None:
             on_tokens(first + n, total)
 
-        with intervened(model, _switched_off(mask, widths)):
+        with intervened(model, _left_on(mask, language) if settings.keep_only and i else _switched_off(mask, widths)):
             rows.append(text.mean_nats(model, report))
     n = len(labels)
     return MaskMatrix(
@@ -206,11 +212,20 @@ def measure_masks(
         rows[0],
         np.stack(rows[1 : n + 1]),
         np.array(rows[n + 1 :]).reshape(settings.n_random, n, n),
+        settings.keep_only,
     )
 
 
 def _switched_off(neurons: Neurons, widths: Mapping[int, int]) -> dict[int, Change]:
     return {layer: scale(factors(widths[layer], indices, 0.0)) for layer, indices in neurons.items()}
+
+
+def _left_on(neurons: Neurons, widths: Mapping[int, int]) -> dict[int, Change]:
+    """Every neuron of every layer is off but these."""
+    return {
+        layer: scale(factors(width, np.setdiff1d(np.arange(width), neurons.get(layer, [])).tolist(), 0.0))
+        for layer, width in widths.items()
+    }
 
 
 def _random_neurons(excluded: Neurons, widths: Mapping[int, int], rng: np.random.Generator) -> Neurons:

@@ -10,17 +10,27 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
+from actstore.engine.selectivity.baselines import (
+    select_at_random,
+    select_by_probability,
+    select_by_value,
+    select_by_variation,
+)
+from actstore.engine.selectivity.entropy import Selection, select_neurons
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES, Firing, count_firing
+from actstore.engine.selectivity.methods import METHODS
 from actstore.engine.workers.scan import HERE
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
     from numpy.typing import NDArray
 
     from actstore.engine.workers.executor import Executor
+    from actstore.store.model.root import Root
     from actstore.store.reader import Capture
 
 MIN_TOKENS: Final = 1000
@@ -41,10 +51,20 @@ class SelectivitySettings(Typed):
     """The share of all neurons to select."""
     activation_quantile: float = 0.95
     """A neuron belongs to the labels for which it fires more often than this quantile of all probabilities."""
+    method: str = "lape"
+    """A key of `METHODS`."""
+    seed: int = 0
+    """Random seed of the method `random`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, known in (("site", self.site, FIRING_SITES), ("modality", self.modality, COUNTABLE)):
+        if self.method == "lave" and self.modality is not None:
+            raise InvalidInputError("The method 'lave' takes the mean over all tokens. Leave `modality` out.")
+        for name, value, known in (
+            ("site", self.site, FIRING_SITES),
+            ("modality", self.modality, COUNTABLE),
+            ("method", self.method, METHODS),
+        ):
             if value is not None and value not in known:
                 raise InvalidInputError(f"Expected `{name}` to be one of {', '.join(known)}, found {value!r}.")
         if not 0 < self.share <= 1:
@@ -55,24 +75,6 @@ class SelectivitySettings(Typed):
             raise InvalidInputError(
                 f"Expected `activation_quantile` above 0 and at most 1, found {self.activation_quantile}."
             )
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The selected neurons, the most selective first."""
-
-    entropies: NDArray[np.float64]
-    """Entropy of every neuron over the labels, in nats; NaN where it never fires; shape [neuron]."""
-    threshold: float
-    """A neuron belongs to the labels whose probability lies above it."""
-    n_requested: int
-    """Number of neurons that `share` amounts to."""
-    n_candidates: int
-    """Number of neurons above the threshold for at least one label."""
-    neurons: NDArray[np.int64]
-    """Shape [selected]; `n_requested` of them, or all candidates where these are fewer."""
-    members: NDArray[np.bool_]
-    """Which labels each belongs to, at least one; shape [selected, label]."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Selectivity:
             if n < MIN_TOKENS
         ]
         selection = self.selection
-        if len(selection.neurons) < selection.n_requested:
+        if len(selection.neurons) < selection.n_requested and self.settings.method != "random":
             warnings.append(
                 f"Only {selection.n_candidates:,} neurons fire above the threshold for any label, fewer than the "
                 f"{selection.n_requested:,} of `share`: all of them are selected. Lower `activation_quantile` for more."
@@ -109,10 +111,16 @@ class Selectivity:
         return warnings
 
 
-def find_selectivity(capture: Capture, settings: SelectivitySettings, executor: Executor = HERE) -> Selectivity:
+def find_selectivity(
+    capture: Capture,
+    settings: SelectivitySettings,
+    executor: Executor = HERE,
+    tuned: Mapping[str, Root] | None = None,
+) -> Selectivity:
     """The neurons of a capture that are selective for values of the label column `settings.by`.
 
-    Where blocks are read, for `settings.modality`, the workers of `executor` divide them.
+    Where blocks are read, for `settings.modality` and the method `lave`, the workers of `executor` divide them. tuned: label
+    → a store of the model tuned on its text, for the method `pv`.
 
     `InvalidInputError` where the capture is not complete, lacks the column or a second value of it, or has neither signs nor
     values of the site.
@@ -134,31 +142,21 @@ def find_selectivity(capture: Capture, settings: SelectivitySettings, executor: 
             f"{', '.join(map(repr, occurring.labels)) or 'none'} of {settings.by!r} only. Capture a corpus with more, or "
             "name another label in `by`."
         )
-    selection = select_neurons(occurring.probabilities, settings.share, settings.activation_quantile)
+    selection = _select(capture, occurring, settings, executor, tuned or {})
     empty = tuple(label for label, is_used in zip(firing.labels, occurs, strict=True) if not is_used)
     return Selectivity(settings, occurring, selection, empty)
 
 
-def select_neurons(
-    probabilities: NDArray[np.float64], share: float = 0.01, activation_quantile: float = 0.95
+def _select(
+    capture: Capture, firing: Firing, settings: SelectivitySettings, executor: Executor, tuned: Mapping[str, Root]
 ) -> Selection:
-    """LAPE's selection from probabilities [neuron, label]: Tang et al., section 2.2.
-
-    p′ = p / Σ_labels p, entropy −Σ p′ ln p′ with 0·ln 0 = 0. The threshold is the round(quantile · n)-th smallest of all n
-    probabilities, and "above" is strict, both as in the reference. Candidates are neurons above it for at least one label;
-    of them the round(share · all neurons) of lowest entropy are selected. Ties go to the neuron with the larger highest
-    probability, then to the earlier one. A neuron that never fires has no entropy and is no candidate.
-    """
-    n_neurons = len(probabilities)
-    ranked = np.sort(probabilities, axis=None)
-    threshold = float(ranked[max(round(len(ranked) * activation_quantile), 1) - 1]) if len(ranked) else 0.0
-    total = probabilities.sum(axis=1)
-    shares = probabilities / np.where(total > 0, total, 1)[:, None]
-    entropies = -(shares * np.log(np.where(shares > 0, shares, 1))).sum(axis=1) + 0.0  # no −0
-    entropies[total == 0] = np.nan
-    above = probabilities > threshold
-    candidates = np.flatnonzero(above.any(axis=1))
-    order = np.lexsort((candidates, -probabilities[candidates].max(axis=1, initial=0), entropies[candidates]))
-    n_requested = round(n_neurons * share)
-    neurons = candidates[order[:n_requested]]
-    return Selection(entropies, threshold, n_requested, len(candidates), neurons, above[neurons])
+    """The selection by the method of the settings."""
+    share, quantile, probabilities = settings.share, settings.activation_quantile, firing.probabilities
+    if settings.method == "lap":
+        return select_by_probability(probabilities, share)
+    if settings.method == "lave":
+        return select_by_value(capture, settings.by, firing.labels, settings.site, share, quantile, executor)
+    if settings.method == "pv":
+        return select_by_variation(capture.store, tuned, firing.labels, [*firing.layers], share, quantile)
+    selection = select_neurons(probabilities, share, quantile)
+    return selection if settings.method == "lape" else select_at_random(selection, settings.seed)

@@ -77,7 +77,7 @@ OWN_WORDS = {
 }
 """Options, and arguments, that differ between commands, and wherein."""
 
-OPEN = {"SRC", "DST", "--by", "--image-column", "--model", "CORPUS", "MODEL", "PROMPTS", "QUESTIONS"}
+OPEN = {"SRC", "DST", "--by", "--image-column", "--model", "CORPUS", "MODEL", "PATH", "PROMPTS", "QUESTIONS"}
 """Parameters whose help says "or" of what cannot be listed: labels, models, files."""
 
 OWN_DEFAULTS = {
@@ -236,7 +236,7 @@ def test_the_store_comes_first() -> None:
     """A model is an argument only where the command is about it."""
     for path, command in COMMANDS.items():
         arguments = [name for p in command.params for name in names_of(p) if p.param_type_name == "argument"]
-        about_models = path in ("inspect", "capture", "plan", "attribute")
+        about_models = path in ("inspect", "capture", "plan", "attribute", "questions")
         assert about_models == ("MODEL" in arguments), path
         assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy", "import"), path
 

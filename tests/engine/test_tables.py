@@ -17,8 +17,10 @@ from actstore.engine.coverage.criteria import CRITERIA, CoverageSettings
 from actstore.engine.naica.evaluation import EvaluationSettings
 from actstore.engine.naica.methods import ALIASES, METHODS
 from actstore.engine.naica.prediction import PREDICTORS, Accuracy
+from actstore.engine.naica.presets import PRESETS
 from actstore.engine.naica.protocols import OPERATIONS, PROTOCOLS
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
+from actstore.engine.selectivity.methods import METHODS as SELECTIVITY_METHODS
 from actstore.store.capture.positions import POSITIONS
 from actstore.store.capture.questions.attribution_kinds import KINDS
 
@@ -34,6 +36,9 @@ LIGHT = {
     "actstore.engine.naica.methods": "METHODS",
     "actstore.engine.naica.protocols": "PROTOCOLS",
     "actstore.engine.selectivity.firing": "FIRING_SITES",
+    "actstore.engine.selectivity.methods": "METHODS",
+    "actstore.engine.naica.presets": "PRESETS",
+    "actstore.engine.multimodal.rankings": "REGIONS",
     "actstore.store.capture.questions.attribution_kinds": "KINDS",
     "actstore.store.capture.positions": "POSITIONS",
 }
@@ -46,6 +51,8 @@ TABLES: dict[str, dict[Any, Any]] = {
     "protocols": PROTOCOLS,
     "operations": OPERATIONS,
     "firing sites": FIRING_SITES,
+    "selectivity methods": SELECTIVITY_METHODS,
+    "presets": PRESETS,
     "modalities": COUNTABLE,
     "kinds": KINDS,
     "positions": POSITIONS,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from actstore.engine.graphs.probes.importance import Variant, add_variant_importance, importance_of
 from actstore.engine.graphs.probes.plan import NO_TOKEN
 from actstore.store.capture.overflow import LARGEST
 from actstore.store.capture.requests import REQUESTS, read_requests
@@ -21,6 +22,8 @@ from actstore.store.graphs.writer import GraphWriter
 from actstore.store.model.root import written_by
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from actstore.store.graphs.reader import NeuronGraph
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 PROBES: Final = "probes"
 """Name of probes, by default."""
-ROUNDS: Final = ("suffix", "mask", "substitute")
+ROUNDS: Final = ("suffix", "mask", "substitute", "variant")
 """The kinds of rounds, each after those from whose results it is planned; `suffix` has one round per length."""
 
 
@@ -58,19 +61,15 @@ class ProbedExemplar:
     """[masked position, position] 1 - a(masked) / a; NaN where it was not measured. Empty where nothing was masked."""
     variants: list[Variant] = field(default_factory=list)
 
+    @property
+    def scale(self) -> float:
+        """The activation at the pivot in the whole exemplar, as a multiple of that in the shortened one."""
+        return float(self.whole / self.values[self.pivot]) if self.values[self.pivot] > 0 else 1.0
+
     def last_firing(self, share: float) -> int:
         """The last position with more than `share` of the maximum; at least the pivot."""
         firing = np.flatnonzero(self.values[self.n_special :] > share) + self.n_special
         return max(self.pivot, int(firing[-1]) if len(firing) else 0)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A shortened exemplar with one token substituted."""
-
-    ids: NDArray[np.int32]
-    position: int
-    values: NDArray[np.float32]
 
 
 class _Round:
@@ -182,6 +181,8 @@ class Probes:
             self._add_importance(exemplars, one, rows, maximum)
         elif kind == "substitute":
             self._add_variants(exemplars, one, rows, maximum)
+        elif kind == "variant":
+            self._add_variant_importance(exemplars, one, rows, maximum)
         else:
             self._add_suffixes(exemplars, one, rows, maximum)
 
@@ -218,27 +219,22 @@ class Probes:
     def _add_importance(
         self, exemplars: dict[int, ProbedExemplar], one: _Round, rows: dict[str, NDArray[Any]], maximum: float
     ) -> None:
-        values = self._values(one, rows, maximum)
-        borders = np.flatnonzero(np.diff(rows["exemplar"], prepend=-1, append=-1))
-        for start, stop in itertools.pairwise(borders.tolist()):
-            probed, position = exemplars[int(rows["exemplar"][start])], rows["position"][start:stop]
-            n = len(probed.ids)
-            probed.importance = np.full((n, n), np.nan, np.float32)
-            # All maskings of an exemplar have the same length.
-            masked = np.stack(values[start:stop])
-            if rows["token"][start] == NO_TOKEN:
-                # A deletion moves the positions behind it: the values are put back to where the tokens were.
-                column = np.arange(masked.shape[1] + 1)
-                masked = np.take_along_axis(masked, np.maximum(column - (column >= position[:, None]), 0), axis=1)
-                masked[np.arange(len(position)), position] = np.nan
-            masked = masked[:, :n]
-            unmasked = probed.values[: masked.shape[1]]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                importance = 1 - masked / unmasked
-            importance[:, unmasked <= 0] = np.nan
-            if self.settings["causal"]:
-                importance[np.arange(masked.shape[1]) < position[:, None]] = np.nan
-            probed.importance[position, : masked.shape[1]] = importance
+        values, causal = self._values(one, rows, maximum), bool(self.settings["causal"])
+        for exemplar, part in _by_exemplar(rows):
+            probed, deleted = exemplars[exemplar], bool(rows["token"][part.start] == NO_TOKEN)
+            probed.importance = importance_of(
+                probed.values, rows["position"][part], values[part], deleted=deleted, causal=causal
+            )
+
+    def _add_variant_importance(
+        self, exemplars: dict[int, ProbedExemplar], one: _Round, rows: dict[str, NDArray[Any]], maximum: float
+    ) -> None:
+        values, causal = self._values(one, rows, maximum), bool(self.settings["causal"])
+        windows = [one.ids(window) for window in rows["window"].tolist()]
+        for exemplar, part in _by_exemplar(rows):
+            own_rows = {name: column[part] for name, column in rows.items()}
+            probed = exemplars[exemplar]
+            add_variant_importance(probed.ids, probed.variants, own_rows, windows[part], values[part], causal=causal)
 
     def _add_variants(
         self, exemplars: dict[int, ProbedExemplar], one: _Round, rows: dict[str, NDArray[Any]], maximum: float
@@ -247,6 +243,13 @@ class Probes:
         activations = self._values(one, rows, maximum)
         for (exemplar, window, position), values in zip(columns, activations, strict=True):
             exemplars[exemplar].variants.append(Variant(one.ids(window), position, values))
+
+
+def _by_exemplar(rows: dict[str, NDArray[Any]]) -> Iterator[tuple[int, slice]]:
+    """(exemplar, its requests) of each exemplar of a neuron."""
+    borders = np.flatnonzero(np.diff(rows["exemplar"], prepend=-1, append=-1))
+    for start, stop in itertools.pairwise(borders.tolist()):
+        yield int(rows["exemplar"][start]), slice(start, stop)
 
 
 def _order(kind: str) -> tuple[int, str]:

@@ -74,6 +74,8 @@ class ProbeSettings(Typed):
     """What replaces a masked token: a name of `MASKS`."""
     substitutes_model: str | None = None
     """Folder or Hub id of a masked language model that predicts substitutes; by default they come from the captured text."""
+    measure_variants: bool = True
+    """Whether tokens are masked in each substituted window, too, as in the published code; the most of the windows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

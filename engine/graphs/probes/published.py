@@ -1,10 +1,11 @@
 """Graphs by the published method, Neuron to Graph (Foote et al. 2023, arXiv 2305.19911), from probes in the store.
 
-Each token of a shortened exemplar, or of a variant that keeps the activation, at which the neuron exceeds half of its maximum
-gives a path: the token, then backwards the tokens whose masking removes more than three quarters of the activation, `IGNORE`
-for the others, up to the last important one. The path ends with the activation. Two departures from the published code: a path
-that occurs more than once ends with the mean of its activations instead of the first, and tokens are compared by their ids
-instead of their texts without case and spaces. No model runs.
+Each token of a shortened exemplar, or of one of its variants, at which the neuron exceeds half of its maximum gives a path:
+the token, then backwards the tokens whose masking removes more than three quarters of the activation, `IGNORE` for others, up
+to the last important one. In a variant, a token is important too where the original's at its position is. The path ends with
+the activation, times what shortening took of it at the pivot. Departures from the published code: a path that occurs more than
+once ends with the mean of its activations instead of the first, tokens are compared by their ids instead of their texts without
+case and spaces, and the search for a path backtracks. No model runs.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
@@ -67,32 +68,55 @@ class PublishedPath:
 
 
 def paths_of(probed: Sequence[ProbedExemplar], share: float, settings: PublishedSettings) -> Iterator[PublishedPath]:
-    """The paths of a neuron's probes, and of their variants with more than `share` of the original activation at the pivot.
+    """The paths of a neuron's probes and of their variants.
 
-    A variant has the length of its original, and takes the original's importance at each position.
+    Where tokens were masked in variants, all of them count, with their own importance and with that of the original at tokens
+    where the original fires, as in the published code. Where they were not, a variant with more than `share` of the original
+    activation at the pivot takes the original's importance at each position.
     """
     for one in probed:
         if not one.importance.size:
             continue
-        yield from _paths(one.ids, one.values, one, settings)
+        values = np.float32(one.scale) * one.values
+        important = one.importance > settings.importance
+        yield from _paths(_Measured(one.ids, values, one.importance, important), one.n_special, settings)
         for variant in one.variants:
-            if len(variant.ids) > one.pivot and variant.values[one.pivot] > share * one.values[one.pivot]:
-                yield from _paths(variant.ids, variant.values, one, settings)
+            n = len(variant.ids)
+            importance, own = one.importance[:n, :n], important[:n, :n]
+            if variant.importance.size:
+                importance = variant.importance
+                own = (importance > settings.importance) | (own & (values[:n] > settings.threshold))
+            elif not (n > one.pivot and variant.values[one.pivot] > share * one.values[one.pivot]):
+                continue
+            measured = _Measured(variant.ids, np.float32(one.scale) * variant.values, importance, own)
+            yield from _paths(measured, one.n_special, settings)
 
 
-def _paths(
-    ids: NDArray[np.int32], values: NDArray[np.float32], one: ProbedExemplar, settings: PublishedSettings
-) -> Iterator[PublishedPath]:
-    for position in (np.flatnonzero(values[one.n_special :] > settings.threshold) + one.n_special).tolist():
-        weight = one.importance[:position, position][::-1]
-        # At a token that fires in the variant only, no importance was measured: its path is that token alone.
-        important = np.flatnonzero(weight > settings.importance)
+class _Measured(NamedTuple):
+    """A window of probes."""
+
+    ids: NDArray[np.int32]
+    values: NDArray[np.float32]
+    """[position]"""
+    importance: NDArray[np.float32]
+    """[masked position, position]"""
+    important: NDArray[np.bool_]
+    """[masked position, position] whether the token stays in the path of the position."""
+
+
+def _paths(window: _Measured, n_special: int, settings: PublishedSettings) -> Iterator[PublishedPath]:
+    for position in (np.flatnonzero(window.values[n_special:] > settings.threshold) + n_special).tolist():
+        weight = window.importance[n_special:position, position][::-1]
+        # At a token that fires in the variant only, and was not masked for, none is important: its path is that token alone.
+        important = np.flatnonzero(window.important[n_special:position, position][::-1])
         depth = int(important[-1]) + 1 if len(important) else 0
         important_depths = set(important.tolist())
-        context = (int(ids[position - 1 - d]) if d in important_depths else IGNORE for d in range(depth))
-        own = float(one.importance[position, position])
+        context = (int(window.ids[position - 1 - d]) if d in important_depths else IGNORE for d in range(depth))
+        own = float(window.importance[position, position])
         yield PublishedPath(
-            (int(ids[position]), *context), float(values[position]), (own, *(float(w) for w in weight[:depth]))
+            (int(window.ids[position]), *context),
+            float(window.values[position]),
+            (own, *(float(w) for w in weight[:depth])),
         )
 
 

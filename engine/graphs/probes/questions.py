@@ -1,4 +1,4 @@
-"""What each round of probes requests for a neuron: suffixes, maskings and substitutions of its exemplars."""
+"""What each round of probes requests for a neuron: suffixes, maskings, substitutions of its exemplars, maskings of these."""
 
 from __future__ import annotations
 
@@ -80,6 +80,23 @@ class ProbeQuestions:
             changed = np.repeat(positions, [len(tokens) for tokens in substitutes])
             subject = self._cut(neuron, probed, probed.last_firing(self.settings.share))
             requests.add(subject, changed, np.array(list(itertools.chain.from_iterable(substitutes)), np.int64))
+
+    def request_variant_maskings(
+        self, requests: Requests, neuron: Neuron, exemplars: dict[int, ProbedExemplar]
+    ) -> None:
+        """Each variant with each of its tokens masked, up to the last one at which the neuron fires; none where it never does.
+
+        Activations are scaled as those of a graph are: `ProbedExemplar.scale`.
+        """
+        for _, probed in sorted(exemplars.items()):
+            for variant in probed.variants:
+                firing = np.flatnonzero(probed.scale * variant.values[probed.n_special :] > self.settings.share)
+                if not len(firing):
+                    continue
+                last = int(firing[-1]) + probed.n_special
+                ids = variant.ids[: last + 1] if self.is_causal else variant.ids
+                subject = Subject(*neuron, probed.exemplar, ids, probed.pivot, probed.n_special, probed.whole)
+                requests.add(subject, np.arange(probed.n_special, last + 1), self.mask[1])
 
     def _cut(self, neuron: Neuron, probed: ProbedExemplar, last: int) -> Subject:
         """A shortened exemplar as the subject of changes; without the tokens after `last`, which a causal model ignores."""

@@ -1,4 +1,4 @@
-"""Runs the probes of neurons, one round after another: suffixes of exemplars, maskings, substitutions.
+"""Runs the probes of neurons, one round after another: suffixes of exemplars, maskings, substitutions, maskings of these.
 
 Each round is planned from the results of the rounds before it, which are in the store, and is a capture of the store. A window
 that is requested for several neurons runs once.
@@ -77,6 +77,8 @@ def probe(
     session.run_round("mask", questions.request_maskings)
     if settings.n_substitutes:
         session.run_round("substitute", questions.request_substitutions)
+        if settings.measure_variants:
+            session.run_round("variant", questions.request_variant_maskings)
     return Probes(Store(store), name)
 
 

@@ -185,6 +185,8 @@ class _ProbeRun(Run):
 
     def _check_same(self, record: CaptureRecord, requested: Mapping[str, Any]) -> LoadedModel:
         stored = record.settings["probes"]
+        if "measure_variants" in requested:  # earlier versions never measured variants
+            stored = {"measure_variants": False} | stored
         keys = dict.fromkeys([*stored, *requested])
         self._refuse(
             [

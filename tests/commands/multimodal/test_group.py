@@ -191,9 +191,23 @@ def test_properties_beside_baselines(cli: Callable[..., Result], path: Path) -> 
     assert ours["region invariance"]["mean"] == 1  # the same values were planted in both
     assert chance["region invariance"]["mean"] < 0.5
     assert ours["specificity"]["n"] == 6
-    shown = cli("properties", path, *COMMON, "-k", "5").out
+    shown = cli("properties", path, *COMMON, "-k", "5", "--regions", "none").out
     assert "cross-image invariance" in shown
     assert "region invariance" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--regions", "pixels"), "Name both, or leave --shuffled out."),
+        (("--regions", "embeddings", "--shuffled", "shuffled"), "Name both, or leave --shuffled out."),
+        (("--regions", "none", "--model", "gpt2"), "--model runs for --gradient and --regions embeddings only."),
+    ],
+)
+def test_orders_of_patches_that_do_not_go_together(
+    refused: Callable[..., str], path: Path, arguments: tuple[str, ...], words: str
+) -> None:
+    assert words in refused("properties", path, *COMMON, *arguments)
 
 
 def test_shuffled_images_with_the_answers_of_a_capture(cli: Callable[..., Result], path: Path, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def test_the_tables_and_their_numbers_as_one_document(store: Path, cli: Callable
     value = json.loads(cli(*arguments, "--json").out)
     assert value["capture"] == "questions"
     assert [(row["protocol"], row["method"], row["operation"]) for row in value["summary"][:2]] == [
-        ("query", "naica", "boost"),
-        ("query", "naica", "suppress"),
+        ("prompt", "naica", "boost"),
+        ("prompt", "naica", "suppress"),
     ]
     assert len(value["measurements"]) == len(value["summary"]) == 3 * 2 * 2
     assert {"pcr", "pcr_sd", "related_percent", "unrelated_flips", "log_odds_ratio"} <= value["summary"][0].keys()

@@ -106,13 +106,13 @@ def test_json_is_the_formula_on_what_is_stored(
     for row, own, mine in zip(value["queries"], scores, inside, strict=True):
         total = float(own.sum(dtype=np.float64))
         na = own / (total if total > 0 else float(np.abs(own).sum(dtype=np.float64)))
-        naica_ = np.where(mine & kept, na * weights, -np.inf)
-        best = [i for i in np.argsort(-naica_, kind="stable")[:20] if np.isfinite(naica_[i])]
+        naica_ = np.where(mine, na * weights, -np.inf)
+        best = [i for i in np.argsort(-naica_, kind="stable")[:20] if np.isfinite(naica_[i]) and kept[i]]
         assert [entry["neuron"] for entry in row["neurons"]] == attributions.neuron_names(np.array(best, np.int64))
         assert [entry["score"] for entry in row["neurons"]] == pytest.approx(naica_[best], rel=1e-4)
         assert row["labels"]["relation_name"] == row["query"].split("/")[0]
         assert row["correct"] in (True, False)
-    assert value["settings"] == {"attribution": "ig", "t": 0.2, "u": 0.3, "v": 20, "ica": True}
+    assert value["settings"] == {"attribution": "ig", "t": 0.2, "u": 0.3, "v": 20, "ica": True, "removal": "after"}
     assert value["capture"] == "questions"
 
 

@@ -99,8 +99,9 @@ def test_only_blocks_that_both_have_are_compared_and_it_is_said() -> None:
     np.testing.assert_allclose(
         found.scores[found.layer == 1], np.sqrt(np.nanmean(difference.astype(np.float64) ** 2, axis=1)), rtol=1e-6
     )
-    assert len(found.warnings) == 2
+    assert len(found.warnings) == 3
     assert "2 of 3 blocks" in found.warnings[0]
+    assert found.warnings[2].startswith(f"Scores are over {chosen.sum()} positions; fewer than 100")
     third, _ = planted(blocks=[2], finish=False)
     with pytest.raises(InvalidInputError, match="no committed block in common"):
         change_scores(first, third)

@@ -168,6 +168,42 @@ def test_too_many_kept_vectors_are_refused_and_those_with_nan_left_out(monkeypat
         state.insert(values)
 
 
+def test_a_squared_distance_keeps_what_its_root_does() -> None:
+    squared = CoverageSettings(criteria=("tfc",), distance=6.25, metric="squared")
+    assert squared.kept_distance == 2.5
+    values = np.random.default_rng(0).integers(-2, 3, (3, 40)).astype(np.float32)
+    kept = []
+    for sample in values.T:  # the authors' code: the sum of squares of differences, above the threshold
+        if all(np.square(sample - other).sum() > 6.25 for other in kept):
+            kept.append(sample)
+    coverage = Coverage(squared, {0: 3}, {})
+    add(coverage, {0: values})
+    assert covered(coverage) == [len(kept)]
+
+
+def test_nlc_is_the_mean_magnitude_of_covariances_however_samples_are_cut() -> None:
+    rng = np.random.default_rng(0)
+    values = {0: rng.standard_normal((4, 30)), 2: 1e3 + rng.standard_normal((7, 30)) ** 3}
+    values = {layer: a.astype(np.float32) for layer, a in values.items()}
+    values[2][1, 5] = np.nan
+    expected = 0.0
+    for a in values.values():
+        kept = a[:, ~np.isnan(a).any(axis=0)].astype(np.float64)
+        centred = kept - kept.mean(axis=1, keepdims=True)
+        expected += np.abs(centred @ centred.T / kept.shape[1]).sum() / len(a) ** 2
+    settings = CoverageSettings(criteria=("nlc",))
+    whole, first, second = (Coverage(settings, {0: 4, 2: 7}, {}) for _ in range(3))
+    add(whole, values)
+    add(first, {layer: a[:, :11] for layer, a in values.items()})
+    add(second, {layer: a[:, 11:] for layer, a in values.items()})
+    first.merge(second)
+    assert covered(whole) == pytest.approx([expected])
+    assert covered(first) == pytest.approx([expected])
+    assert covered(Coverage(settings, {0: 4}, {})) == [0]
+    with pytest.raises(InvalidInputError, match="up to 8,192 neurons, found 9,000"):
+        Coverage(settings, {0: 9000}, {})
+
+
 # From captures.
 
 
@@ -264,11 +300,98 @@ def test_a_reference_needs_statistics_only_and_a_capture_values() -> None:
         ({"top": 0}, "`top` must be at least 1"),
         ({"criteria": ("tfc",)}, "set `distance`"),
         ({"criteria": ("tfc",), "distance": -1.0}, "set `distance`"),
+        ({"metric": "cosine"}, "`metric` must be one of euclidean, squared, found 'cosine'"),
+        ({"mdsc_width": 0.0}, "`mdsc_width` must be above 0, found 0.0"),
     ],
 )
 def test_settings_without_meaning(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         CoverageSettings(**settings)
+
+
+def naive_surprise(
+    samples: NDArray[np.float64], labels: NDArray[np.str_], seen: NDArray[np.float64], classes: NDArray[np.str_]
+) -> dict[str, list[float]]:
+    """LSA, DSA and MDSA of samples [sample, neuron], one after another, given those of the reference and its classes."""
+    found: dict[str, list[float]] = {"lsc": [], "dsc": [], "mdsc": []}
+    for x, label in zip(samples, labels, strict=True):
+        own, others = seen[classes == label], seen[classes != label]
+        kernel = np.exp(-((x - own) ** 2).sum(axis=1) / (2 * 0.8**2)) / (0.8 * np.sqrt(2 * np.pi)) ** len(x)
+        found["lsc"].append(-np.log(kernel.mean()))
+        nearest, other = (np.linalg.norm(x - part, axis=1).min() for part in (own, others))
+        found["dsc"].append(nearest / other if other > 0 else 1e-6)
+        mean, covariance = own.mean(axis=0), np.cov(own.T, bias=True)
+        found["mdsc"].append(float(np.sqrt((x - mean) @ np.linalg.inv(covariance) @ (x - mean))))
+    return found
+
+
+def narrow(values: np.ndarray, layer: int) -> np.ndarray:
+    """Four neurons of each layer vary, so that a class has more samples than neurons; the others are constant."""
+    changed = np.zeros_like(values)
+    changed[:4] = values[:4]
+    return changed
+
+
+SURPRISE = CoverageSettings(
+    criteria=("lsc", "dsc", "mdsc"), classes="language", lsc_width=0.5, dsc_width=0.02, mdsc_width=0.25, bandwidth=0.8
+)
+
+
+def test_surprise_is_its_formulas_whatever_is_taken_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    where = f"memory://{uuid.uuid4()}/store"
+    reference, before = planted("reference", where, lengths=(50, 40, 60), seed=5, values=narrow)
+    capture, values = planted("corpus", where, values=narrow)
+
+    def vectors(of: Capture, layers: Values) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+        tokens = of.tokens()
+        chosen = tokens["modality"].to_numpy(zero_copy_only=False) != "special"
+        stacked = np.concatenate([a[:4, chosen] for a in layers.values()]).T.astype(np.float64)
+        return stacked, np.array(["en", "fr"])[tokens["document"].to_numpy()[chosen] % 2]
+
+    naive = naive_surprise(*vectors(capture, values), *vectors(reference, before))
+    expected = {
+        name: {int(value / getattr(SURPRISE, f"{name}_width")) for value in naive[name]} for name in SURPRISE.criteria
+    }
+    whole = measure_coverage(capture, SURPRISE, reference=reference)[""]
+    assert {name: set(buckets.tolist()) for name, buckets in whole.buckets.items()} == expected
+    assert covered(whole) == [len(expected[name]) for name in SURPRISE.criteria]
+    assert min(covered(whole)) > 3
+    monkeypatch.setattr("actstore.engine.coverage.measure.SAMPLES_AT_ONCE", 7)
+    shared = measure_coverage(capture, SURPRISE, reference=reference, by="language", executor=Elsewhere())
+    shared["en"].merge(shared["fr"])
+    assert covered(shared["en"]) == covered(whole)
+    write_coverage(tmp_path / "x", {"": whole})
+    again = read_coverage(tmp_path / "x")[""]
+    again.merge(whole)
+    assert covered(again) == covered(whole)
+    other = measure_coverage(capture, SURPRISE, reference=capture)[""]
+    with pytest.raises(InvalidInputError, match="the same `reference`"):
+        other.merge(whole)
+    assert other.buckets["dsc"].tolist() == [0], "every sample is one of its own class"
+
+
+def test_references_that_cannot_surprise(monkeypatch: pytest.MonkeyPatch) -> None:
+    where = f"memory://{uuid.uuid4()}/store"
+    reference, _ = planted("reference", where)
+    capture, _ = planted("corpus", where)
+    one_class = replace(SURPRISE, classes=None)
+    for settings, message in (
+        (SURPRISE, None),
+        (one_class, "and there is one class. Name a label"),
+        (replace(one_class, criteria=("lsc", "mdsc")), None),
+        (replace(SURPRISE, classes="topic"), "has no label 'topic'"),
+    ):
+        if message is None:
+            assert measure_coverage(capture, settings, reference=reference)[""].n_samples
+            continue
+        with pytest.raises(InvalidInputError, match=message):
+            measure_coverage(capture, settings, reference=reference)
+    monkeypatch.setattr("actstore.engine.coverage.surprise.MAX_REFERENCE", 20)
+    with pytest.raises(InvalidInputError, match=r'more than 20 samples at positions .* Take `positions="last"`'):
+        measure_coverage(capture, SURPRISE, reference=reference)
+    statistics_only, _ = planted("statistics", where, precision="none")
+    with pytest.raises(InvalidInputError, match="statistics only"):
+        measure_coverage(capture, SURPRISE, reference=statistics_only)
 
 
 # Files
@@ -300,7 +423,7 @@ def test_what_is_written_reads_back_and_merges_with_what_another_machine_saw(tmp
     assert covered(only["de"]) == covered(found["b"]["fr"])
 
 
-@pytest.mark.parametrize("criteria", [(*EVERY.criteria, "tfc"), ("tfc",)])
+@pytest.mark.parametrize("criteria", [(*EVERY.criteria, "tfc", "nlc"), ("tfc",)])
 def test_workers_write_what_one_process_does(criteria: tuple[str, ...], tmp_path: Path) -> None:
     settings = replace(EVERY, criteria=criteria, distance=3.0)
     capture, reference, *_ = two_captures()

@@ -46,4 +46,4 @@ def test_measures_are_the_columns_that_are_shown() -> None:
 def test_match_modes_and_rounds_keep_their_names_and_order() -> None:
     assert (*MATCHES,) == ("normalised", "exact", "contains", "regex")
     assert [match.is_of_whole_tokens for match in MATCHES.values()] == [True, True, False, False]
-    assert ROUNDS == ("suffix", "mask", "substitute")
+    assert ROUNDS == ("suffix", "mask", "substitute", "variant")

@@ -23,9 +23,12 @@ from actstore.engine.multimodal.find import find_multimodal
 from actstore.engine.multimodal.gradients import rank_by_gradient
 from actstore.engine.multimodal.noise import Noise, can_hook, noisy_weights, noisy_windows
 from actstore.engine.multimodal.nouns import words
-from actstore.engine.multimodal.replay import Replay
+from actstore.engine.multimodal.permuted import permuted_activations, permuted_rankings, rank_activations
+from actstore.engine.multimodal.properties import region_invariance
+from actstore.engine.multimodal.replay import PatchOrder, Replay
 from actstore.engine.multimodal.result import FindSettings, Multimodal
 from actstore.store.errors import InvalidInputError
+from actstore.store.layout import IMAGE
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture
@@ -77,6 +80,94 @@ def test_what_is_run_again_is_what_was_captured(captioner: Captioner) -> None:
         given.capture.block_values(1, caption.block)[:, row],
         atol=1e-6,
     )
+
+
+def test_permuted_patches_are_the_language_models_embeddings_in_another_order(captioner: Captioner) -> None:
+    """By hand: the embeddings that the first layer reads, patches permuted, through the language model alone."""
+    result, model = captioner.given, captioner.model
+    order = PatchOrder(model, seed=3)
+    found = permuted_activations(result, order, captioner.replay, ["mlp.post"])["mlp.post"]
+    language = model.model.model.language_model  # type: ignore[operator]
+    seen: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, args, kwargs: seen.update({name: (args[0] if args else kwargs["hidden_states"]).clone()})
+
+    for number, noun in enumerate(result.nouns):
+        encoded = captioner.replay.encode(result.captions[noun.caption])
+        places = np.flatnonzero(encoded.modality == IMAGE)
+        moved = order.of(encoded, noun.caption)
+        assert sorted(moved[places].tolist()) == places.tolist() != moved[places].tolist()
+        assert (np.delete(moved, places) == np.delete(np.arange(len(moved)), places)).all()
+        handle = language.layers[0].register_forward_pre_hook(keep("embeddings"), with_kwargs=True)
+        captioner.replay.logits([encoded])
+        handle.remove()
+        handles = [
+            layer.mlp.down_proj.register_forward_pre_hook(keep(str(i)), with_kwargs=True)
+            for i, layer in enumerate(language.layers)
+        ]
+        with torch.inference_mode():
+            language(inputs_embeds=seen["embeddings"][:, moved])
+        for handle in handles:
+            handle.remove()
+        expected = torch.cat([seen[str(i)][0, noun.position] for i in range(len(language.layers))])
+        np.testing.assert_allclose(found[number], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_region_invariance_of_permuted_embeddings(captioner: Captioner) -> None:
+    result, replay = captioner.given, captioner.replay
+    at_random = find_multimodal(result.capture, FindSettings(k=5, nouns="content", by="random"))
+    rankings = {"contribution": result, "gradient": rank_by_gradient(result, replay), "random": at_random}
+    permuted = permuted_rankings(rankings, replay, seed=3)
+    assert all((region_invariance(rankings[name], one) <= 1).all() for name, one in permuted.items())
+    assert permuted["random"].first.tokens.tolist() != at_random.first.tokens.tolist()
+    assert permuted["gradient"].first.values.tolist() != rankings["gradient"].first.values.tolist()
+    # The same order of patches gives the same activations as the capture has: ranked alike.
+    n = len(result.numbering)
+    stored = np.stack(
+        [
+            np.concatenate(
+                [
+                    result.capture.block_values(layer, result.captions[noun.caption].block)[
+                        :, result.captions[noun.caption].offsets[noun.position]
+                    ]
+                    for layer in result.numbering.layers.tolist()
+                ]
+            )
+            for noun in result.nouns
+        ]
+    )
+    assert stored.shape == (len(result.nouns), n)
+    again = rank_activations(result, {"mlp.post": stored})
+    assert again.first.tokens.tolist() == result.first.tokens.tolist()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "blip_2", "idefics3", "gemma3", "mllama"])
+def test_patches_are_permuted_in_every_family_whose_language_model_embeds_them(family: str, tmp_path: Path) -> None:
+    name = tiny_vision_model(family, tmp_path / family)
+    model, processor = load_model(name, device="cpu"), VisionProcessor.load(str(name))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3)).astype(np.uint8))
+    encoded = processor.encode(picture, "describe it", "a red circle")
+    ids, mask, extra = processor.collate([encoded])
+    last = [model.spec.part_layers("language")[-1]]
+
+    def run() -> torch.Tensor:
+        kept: list[torch.Tensor] = []
+        model.forward(ids, mask, layers=last, sink=lambda *given: kept.append(given[2].clone()), extra=extra)
+        return kept[0]
+
+    clean = run()
+    if family == "mllama":
+        with (
+            pytest.raises(InvalidInputError, match="has no patches among the input embeddings"),
+            PatchOrder(model).applied(encoded, 0),
+        ):
+            run()
+        return
+    with PatchOrder(model).applied(encoded, 0):
+        permuted = run()
+    assert not torch.equal(permuted, clean)
+    assert torch.equal(run(), clean)
 
 
 def test_gradients_are_those_of_small_changes(captioner: Captioner) -> None:

@@ -11,6 +11,7 @@ from planted_captions import CAPTIONS, IDS, ids_of, plant_captions
 from actstore.engine.multimodal.find import find_multimodal
 from actstore.engine.multimodal.properties import (
     cross_image_invariance,
+    discrimination,
     measure,
     region_invariance,
     sensitivity,
@@ -86,6 +87,24 @@ def test_specificity_is_one_where_no_neuron_serves_two_nouns(result: Multimodal)
     assert set(specificity(ranked(result, [[0, 1, 2]] * len(rows))).values()) == {0.0}
 
 
+def test_discrimination_is_what_a_noun_shares_with_itself_and_not_with_others(result: Multimodal) -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.choice(12, 3, replace=False).tolist() for _ in result.nouns]
+    words, sets = [noun.word for noun in result.nouns], [set(row) for row in rows]
+    expected = {}
+    for word in set(words):
+        own = [i for i, other in enumerate(words) if other == word]
+        others = [i for i, other in enumerate(words) if other != word]
+        if len(own) > 1:
+            within = np.mean([len(sets[i] & sets[j]) / 3 for i in own for j in own if i != j])
+            expected[word] = within - np.mean([len(sets[i] & sets[j]) / 3 for i in own for j in others])
+    assert discrimination(ranked(result, rows)) == pytest.approx(expected)
+    apart = {"red": 0, "circle": 3, "green": 6, "square": 9, "circles": 12, "star": 15}
+    own_rows = [[apart[n.word], apart[n.word] + 1, apart[n.word] + 2] for n in result.nouns]
+    assert set(discrimination(ranked(result, own_rows)).values()) == {1.0}
+    assert set(discrimination(ranked(result, [[0, 1, 2]] * len(rows))).values()) == {0.0}
+
+
 def test_region_invariance_matches_captions_by_image(result: Multimodal, tmp_path: Path) -> None:
     same = region_invariance(result, result)
     np.testing.assert_array_equal(same, np.ones(len(result.nouns)))
@@ -129,7 +148,7 @@ def test_captions_that_differ_are_refused(result: Multimodal, tmp_path: Path) ->
 def test_all_of_them_in_a_table(result: Multimodal) -> None:
     measured = measure(result, result)
     assert set(measured) == {
-        "sensitivity", "similarity", "cross-image invariance", "specificity", "region invariance",
+        "sensitivity", "similarity", "cross-image invariance", "specificity", "discrimination", "region invariance",
     }  # fmt: skip
     assert measured["region invariance"].mean == 1
     assert measured["region invariance"].n == len(result.nouns)

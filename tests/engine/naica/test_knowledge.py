@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from planted_attributions import PlantedAttributions
 
 from actstore.engine.naica.knowledge import Refinement, knowledge_neurons
+from actstore.engine.naica.stored_knowledge import each_knowledge_neurons, size_warning
 from actstore.store.errors import InvalidInputError
 
 
@@ -84,3 +86,37 @@ def test_shapes_that_are_not_prompts_by_neurons(shape: tuple[int, ...], found: s
 def test_thresholds_out_of_range(settings: dict[str, float]) -> None:
     with pytest.raises(InvalidInputError, match=f"`{next(iter(settings))}` must be"):
         Refinement(**settings)
+
+
+def sizes_and_warning(n_prompts: int) -> tuple[list[int], str]:
+    """Ten queries, each prompt of which keeps one neuron of its own beside two that all but one prompt keep."""
+    scores = np.zeros((10, n_prompts, 40), np.float32)
+    scores[:, np.arange(n_prompts), 2 + np.arange(n_prompts)] = 1.0
+    scores[:, 1:, 0] = scores[:, :-1, 1] = 0.5
+    planted = PlantedAttributions(ig=scores)
+    sizes = [len(result.neurons) for _, result in each_knowledge_neurons(planted)]  # type: ignore[arg-type]
+    return sizes, size_warning(sizes, planted)  # type: ignore[arg-type]
+
+
+def test_too_few_prompts_for_a_few_neurons_are_a_warning_that_says_how_many_it_takes() -> None:
+    # Of two prompts one keeps each of the four neurons, and both keep none: the share falls to one prompt.
+    sizes, warning = sizes_and_warning(2)
+    assert sizes == [4] * 10
+    assert warning == ""
+    scores = np.zeros((10, 3, 40), np.float32)
+    scores[:, 0, :7] = scores[:, 1, 7:14] = scores[:, 2, 14:21] = 1
+    planted = PlantedAttributions(ig=scores)
+    sizes = [len(result.neurons) for _, result in each_knowledge_neurons(planted)]  # type: ignore[arg-type]
+    assert sizes == [21] * 10
+    assert size_warning(sizes, planted) == (  # type: ignore[arg-type]
+        "10 of 10 queries have not 2 to 5 knowledge neurons, but 21.0 in the mean, at 3 prompts per query. A share of 0.7 is "
+        "all of them, and can be raised from 4 prompts on; one step of 0.05 is one prompt from 20 on."
+    )
+    assert size_warning([21] + [3] * 9, planted) == ""  # type: ignore[arg-type]
+    sizes, warning = sizes_and_warning(8)
+    assert (sizes, warning) == ([2] * 10, "")
+
+
+@pytest.mark.parametrize(("share", "fewest"), [(0.7, 4), (0.5, 2), (0.9, 10), (0.95, 20), (1.0, 0)])
+def test_from_how_many_prompts_on_a_share_is_not_all(share: float, fewest: int) -> None:
+    assert Refinement(share=share).fewest_prompts == fewest

@@ -37,7 +37,7 @@ def names(found: Any) -> list[list[int]]:
 
 
 def reference(
-    scores: NDArray[np.float32], t: float, u: float, v: int, ica: bool
+    scores: NDArray[np.float32], t: float, u: float, v: int, ica: bool, removal: str
 ) -> tuple[list[list[tuple[int, float]]], set[int]]:
     """The formulas, one query after another, on dense scores [query, prompt, neuron]."""
     clusters = []
@@ -53,8 +53,13 @@ def reference(
     weights = {n: math.log(len(clusters) / (count + 1)) if ica else 1.0 for n, count in df.items()}
     chosen = []
     for cluster in clusters:
-        scored = [(n, na * weights[n]) for n, na in cluster.items() if n not in common]
-        chosen.append(sorted(scored, key=lambda entry: (-np.float32(entry[1]), entry[0]))[:v])
+        scored = sorted(
+            ((n, na * weights[n]) for n, na in cluster.items()), key=lambda entry: (-np.float32(entry[1]), entry[0])
+        )
+        if removal == "before":
+            chosen.append([entry for entry in scored if entry[0] not in common][:v])
+        else:  # the paper: the v largest, of which the common ones go
+            chosen.append([entry for entry in scored[:v] if entry[0] not in common])
     return chosen, common
 
 
@@ -67,20 +72,23 @@ def reference(
     u=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     v=st.sampled_from([1, 3, 20]),
     ica=st.booleans(),
+    removal=st.sampled_from(["after", "before"]),
 )
 def test_it_is_what_the_formulas_say_whatever_the_blocks(
-    seed: int, shape: tuple[int, int, int], block: int, t: float, u: float, v: int, ica: bool
+    seed: int, shape: tuple[int, int, int], block: int, t: float, u: float, v: int, ica: bool, removal: str
 ) -> None:
     # Some neurons stand out in every query, some in one, and sums of either sign occur.
     generator = np.random.default_rng(seed)
     scores = generator.normal(size=shape).astype(np.float32) ** 3
     scores[:, :, generator.random(shape[2]) < 0.2] += 2
-    found = find(PlantedAttributions(block, ig=scores), t=t, u=u, v=v, ica=ica)
-    expected, common = reference(scores, t, u, v, ica)
+    found = find(PlantedAttributions(block, ig=scores), t=t, u=u, v=v, ica=ica, removal=removal)
+    expected, common = reference(scores, t, u, v, ica, removal)
     assert found.common.tolist() == sorted(common)
     for query, pairs in enumerate(expected):
         neurons, values = found.of(query)
         # Neighbours that rounding makes equal, or swaps, are the same neurons.
+        assert len(neurons) == len(pairs)
+        assert not set(neurons.tolist()) & common
         assert sorted(neurons.tolist()) == sorted(n for n, _ in pairs) or len(pairs) == v
         np.testing.assert_allclose(values, [score for _, score in pairs], rtol=1e-5, atol=1e-9)
         assert (np.diff(values) <= 0).all()
@@ -188,6 +196,19 @@ def test_common_neurons_are_not_the_key_neurons_and_stay_what_they_are() -> None
     assert not set(first.common) & set(first.neurons)
 
 
+def test_common_neurons_go_after_the_largest_were_taken_and_nothing_takes_their_places() -> None:
+    """Neuron 0 has half as many nats of ica as the others, and four times their na: it is the first of every query."""
+    scores = np.zeros((10, 1, 21), np.float32)
+    scores[:4, :, 0] = 4
+    scores[np.arange(10), :, 1 + np.arange(10)] = 1
+    scores[np.arange(10), :, 11 + np.arange(10)] = 0.9
+    published = find(PlantedAttributions(ig=scores), v=2)
+    assert published.common.tolist() == [0]
+    assert names(published) == [[1 + q] if q < 4 else [1 + q, 11 + q] for q in range(10)]
+    refilled = find(PlantedAttributions(ig=scores), v=2, removal="before")
+    assert names(refilled) == [[1 + q, 11 + q] for q in range(10)]
+
+
 def test_the_threshold_is_on_the_sum_over_prompts() -> None:
     """Neuron 1 is above it in no prompt, and of the sum it is; neuron 2 in one prompt, and of the sum it is not."""
     scores = np.float32([[[10, 1.9, 0, 0], [0, 1.9, 2.5, 10], [10, 1.9, 0, 0]]])
@@ -271,6 +292,13 @@ def test_too_few_queries_are_a_warning_that_says_what_to_do() -> None:
     assert "u = 0 makes every neuron common" in find(planted, u=0).warnings[0]
 
 
+def test_queries_of_one_prompt_are_a_warning() -> None:
+    scores = common_and_own().scores["ig"][:, :1]
+    (warning,) = find(PlantedAttributions(ig=scores)).warnings
+    assert warning.startswith("10 of 10 queries were asked in one prompt only")
+    assert warning.endswith("Ask each query in 3 prompts or more.")
+
+
 def test_queries_answered_wrongly_are_kept_and_a_guessing_model_is_named() -> None:
     planted = common_and_own()
     mixed = PlantedAttributions(correct=[True, False] * 5, **planted.scores)
@@ -287,6 +315,7 @@ def test_queries_answered_wrongly_are_kept_and_a_guessing_model_is_named() -> No
         ({"t": 1.0}, "Expected `t`, a share of a query's largest attribution, from 0 to below 1, found 1.0."),
         ({"t": math.nan}, "found nan"),
         ({"u": -0.1}, "Expected `u`, a share of the queries, from 0 to 1, found -0.1."),
+        ({"removal": "never"}, "Expected `removal` to be one of after, before, found 'never'."),
         ({"v": 0}, "Expected `v`, the number of neurons per query, to be 1 or more, found 0."),
         (
             {"attribution": "lime"},

@@ -127,6 +127,35 @@ def neurons(held: Capture) -> dict[str, dict[int, list[int]]]:
     return {label: by_layer(found.firing.locate(flat)) for label, flat in found.neurons.items()}
 
 
+def test_only_a_labels_neurons_are_kept(
+    held: Capture, loaded: LoadedModel, neurons: dict[str, dict[int, list[int]]]
+) -> None:
+    """By hand: every input of an output projection but the kept neurons is 0."""
+    windows = list(windows_of_capture(held, "language", LANGUAGES, 100))
+    settings = MaskSettings(max_tokens=100, keep_only=True, n_random=1)
+    matrix = measure_masks(loaded, held, neurons, windows, settings)
+    assert matrix.keep_only
+    model = loaded.model
+    for row, kept in enumerate(neurons.values()):
+        handles = []
+        for number, layer in enumerate(model.model.layers):  # type: ignore[operator, union-attr]
+            mask = torch.zeros(NEURONS)
+            mask[kept.get(number, [])] = 1
+            handles.append(
+                layer.mlp.down_proj.register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,))
+            )
+        total, n = np.zeros(3), np.zeros(3)
+        with torch.inference_mode():
+            for label, window in windows:
+                logits = model(torch.from_numpy(window.ids[None].astype(np.int64))).logits[0].log_softmax(-1)
+                total[label] -= float(logits[torch.arange(len(window.ids) - 1), window.ids[1:].astype(np.int64)].sum())
+                n[label] += len(window.ids) - 1
+        for handle in handles:
+            handle.remove()
+        np.testing.assert_allclose(matrix.masked[row], total / n, rtol=1e-4)
+    assert (np.diag(matrix.masked) < np.diag(matrix.random[0])).all(), "a language is known by its neurons alone"
+
+
 def test_lape_recovers_exactly_the_planted_neurons_with_their_languages(held: Capture) -> None:
     found = find_selectivity(held, SelectivitySettings(by="language"))
     assert {label: set(found.firing.names(flat)) for label, flat in found.neurons.items()} == {

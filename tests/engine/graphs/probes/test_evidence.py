@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import shutil
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from actstore.engine.graphs.probes.plan import (
     mask_token,
     shorten,
 )
+from actstore.engine.graphs.probes.published import PublishedSettings, paths_of
 from actstore.engine.graphs.probes.rounds import probe
 from actstore.engine.graphs.probes.sampled import sample_probes
 from actstore.engine.graphs.probes.sampling import SampleSettings
@@ -110,6 +112,81 @@ def test_answers_are_what_the_model_does(probed_store: Path, activation: Callabl
                 n_variants += 1
     assert n_masked > 10
     assert n_variants > 10
+
+
+def lines(
+    ids: np.ndarray, values: np.ndarray, importance: np.ndarray, n_special: int, sets: list[set[int]] | None
+) -> tuple[list[tuple[tuple[int, ...], float]], list[set[int]]]:
+    """The published `make_line`: the paths of one window, and the important places of each of its tokens.
+
+    sets: None for an original, whose sets are made; those of the original for a variant.
+    """
+    made, own_sets = [], []
+    for i in range(len(ids)):
+        places: set[int] = set()
+        own_sets.append(places)
+        if i < n_special or not values[i] > 0.5:
+            continue
+        line = [int(ids[i])]
+        last = 0
+        for j in range(1, i + 1 - n_special):
+            place = i - j
+            important = importance[place, i] > 0.75 or (sets is not None and place in sets[min(i, len(sets) - 1)])
+            if important:
+                places.add(place)
+                last = j
+            line.append(int(ids[place]) if important else IGNORE)
+        made.append((tuple(line[: last + 1]), float(values[i])))
+    return made, own_sets
+
+
+def test_published_paths_are_those_of_the_published_code(
+    probed_store: Path, activation: Callable[..., np.ndarray]
+) -> None:
+    """Importance is measured in the original, and again in each variant, whose paths keep what is important in the original."""
+    probes = Probes(Store(probed_store))
+    mask, n_of_variants = probes.settings["mask_token"], 0
+    for layer, neuron in NEURONS:
+        maximum = probes.maximum(layer, neuron)
+
+        def measure(ids: np.ndarray, scale: float, where: tuple[int, int] = (layer, neuron)) -> tuple[np.ndarray, ...]:
+            own = activation(ids, *where)
+            importance = np.full((len(ids), len(ids)), np.nan)
+            for position in range(1, len(ids)):
+                masked = activation(changed(ids, position, mask), *where)
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    importance[position] = np.where(own > 0, 1 - masked / own, np.nan)
+            return own * scale, importance
+
+        probed, expected = probes.of(layer, neuron), []
+        for one in probed:
+            if not one.importance.size:
+                continue
+            scale = one.whole / float(activation(one.ids, layer, neuron)[one.pivot])
+            made, sets = lines(one.ids, *measure(one.ids, scale), one.n_special, None)
+            expected += made
+            for variant in one.variants:
+                of_variant, _ = lines(variant.ids, *measure(variant.ids, scale), one.n_special, sets)
+                expected += of_variant
+                n_of_variants += len(of_variant)
+        found = sorted((path.tokens, path.value) for path in paths_of(probed, 0.5, PublishedSettings()))
+        assert [tokens for tokens, _ in found] == [tokens for tokens, _ in sorted(expected)]
+        np.testing.assert_allclose([v for _, v in found], [v for _, v in sorted(expected)], rtol=1e-4)
+        assert maximum > 0
+    assert n_of_variants > 3
+
+
+def test_without_maskings_of_variants_they_take_the_importance_of_their_original(
+    tiny_model: Path, store: Path, probed_store: Path
+) -> None:
+    settings = dataclasses.replace(SETTINGS, measure_variants=False)
+    probes = probe(str(tiny_model), store, neurons=NEURONS[:1], settings=settings, precision="exact")
+    assert "probes-variant" not in probes.captures
+    measured = Probes(Store(probed_store)).of(*NEURONS[0])
+    for one, other in zip(probes.of(*NEURONS[0]), measured, strict=True):
+        np.testing.assert_array_equal(one.importance, other.importance)
+        assert not any(variant.importance.size for variant in one.variants)
+    assert any(variant.importance.size for other in measured for variant in other.variants)
 
 
 def test_workers_ask_what_one_process_does(
@@ -291,7 +368,7 @@ def test_substitutes_occur_in_the_same_place_then_come_from_the_embedding() -> N
     assert alone.of(np.array([10, 2], np.int32), 0, 5) == []
 
 
-@pytest.mark.parametrize("kind", ["suffix-05", "mask", "substitute"])
+@pytest.mark.parametrize("kind", ["suffix-05", "mask", "variant"])
 def test_probes_that_were_killed_go_on_and_end_the_same(
     tiny_model: Path, store: Path, probed_store: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actstore.engine.graphs.probes.evidence import ProbedExemplar, Variant
+from actstore.engine.graphs.probes.evidence import ProbedExemplar
+from actstore.engine.graphs.probes.importance import Variant
 from actstore.engine.graphs.probes.plan import ProbeSettings
 from actstore.engine.graphs.probes.published import (
     NOT_SHORTENED,
