@@ -98,7 +98,7 @@ class Ranker:
         return lambda nouns: widened(values[:, self._offsets[nouns]]).T * scale[self._offsets[nouns], None]
 
     def _scale(self, layer: int, block: int) -> NDArray[np.float32] | None:
-        """What the slots of a block multiply the write vectors of a layer with [token]; None for 1, or where none are read."""
+        """What the slots of a block multiply the write vectors of a layer with [token]; None for 1, or where it is left out."""
         with_scale = self._with_weights and self._result.settings.gain
         return block_scale(self._capture, layer, block) if with_scale else None
 
