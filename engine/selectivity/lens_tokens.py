@@ -131,14 +131,14 @@ def _read(capture: Capture, document: int, slots: dict[int, NDArray[np.int64]], 
     read: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in layers]
     for block, of_block in slots.items():
         plan = capture.block_plan(block)
-        windows, positions = plan.windows["window"][plan.window_of_slot()[of_block]], plan.position[of_block]
+        window, position = plan.windows["window"][plan.window_of_slot()[of_block]], plan.position[of_block]
         following = next_tokens.of_block(block)[of_block]
         starts = (plan.windows["input_start"] - plan.windows["input_start"][0])[plan.window_of_slot()[of_block]]
-        of_blocks.append((windows, positions, plan.inputs[starts + positions], following))
+        of_blocks.append((window, position, plan.inputs[starts + position], following))
         for row, layer in enumerate(layers):
             stream = capture.block_values(layer, block, SITE, saturated=True)[:, of_block].T
             read[row].append(_likeliest(head, np.ascontiguousarray(stream), following, k))
-    windows, positions, ids, following = (
+    windows, positions, ids, following_ids = (
         np.concatenate(parts).astype(np.int64) for parts in zip(*of_blocks, strict=True)
     )
     tokens, probabilities, of_following, entropies = (
@@ -150,7 +150,7 @@ def _read(capture: Capture, document: int, slots: dict[int, NDArray[np.int64]], 
         windows,
         positions,
         ids,
-        following,
+        following_ids,
         tokens.astype(np.int64),
         probabilities,
         of_following,

@@ -284,7 +284,8 @@ class Capture:
 
     def write_scale(self, layer: int, block: int) -> NDArray[np.float32]:
         """What each slot of a block multiplies the write vectors of a layer of `record.write_scale` with [token]; see there."""
-        return self._shard(self._array(layout.write_scale_key(self.record.name, layer)), block, whole=True).rows()[0]
+        shard = self._shard(self._array(layout.write_scale_key(self.record.name, layer)), block, whole=True)
+        return np.asarray(shard.rows()[0])
 
     def block_parameter(
         self, name: str, layer: int, block: int, site: str = "mlp.post", neuron: int | None = None
