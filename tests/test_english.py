@@ -20,7 +20,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ("api", "commands", "display", "engine", "explorer", "kernels", "store", "benchmarks", "demo", "docs", "tests")
+FOLDERS = (
+    "api",
+    "commands",
+    "display",
+    "engine",
+    "explorer",
+    "kernels",
+    "store",
+    "benchmarks",
+    "demo",
+    "docs",
+    "tests",
+)
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "demo/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),

@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    stores: Annotated[list[str], typer.Argument(metavar="STORE…", help="Paths of the stores to look at; URLs are taken, too.")],
+    stores: Annotated[
+        list[str], typer.Argument(metavar="STORE…", help="Paths of the stores to look at; URLs are taken, too.")
+    ],
     host: Annotated[
         str,
         typer.Option(
