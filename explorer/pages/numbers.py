@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import base64
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+Value = TypeVar("Value")
+
 DIGITS = 5
 """Significant digits of a number on a page; it shows four."""
 
 
-def short(value: Any) -> Any:
+def short(value: Value) -> Value:
     """The same document with its floating-point numbers rounded to `DIGITS` digits; what is not finite is null."""
+    rounded: Any = _short(value)
+    return rounded  # type: ignore[no-any-return]
+
+
+def _short(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: short(item) for key, item in value.items()}
+        return {key: _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [short(item) for item in value]
+        return [_short(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     return value

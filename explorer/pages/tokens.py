@@ -166,7 +166,8 @@ def _in_graphs(store: Store, token: int) -> dict[str, Any]:
     graphs = graph_set(store, sets[0])
     found: dict[str, Any] = {"name": sets[0]}
     for role in ("activating", "context"):
-        result = search(store, graphs, **{role: [token]}, k=NEURONS, n_paths=2)
+        activating, context = ([token], []) if role == "activating" else ([], [token])
+        result = search(store, graphs, activating=activating, context=context, k=NEURONS, n_paths=2)
         document = describe_search(store, result)
         found[role] = {"n": document["matching"], "neurons": document["neurons"]}
     return found

@@ -61,7 +61,9 @@ def run_server(
     shown = host if host not in ("0.0.0.0", "::") else socket.gethostname()
     address = f"http://{f'[{shown}]' if ':' in shown else shown}:{listener.getsockname()[1]}/"
     url = address + ("" if token is None else f"?token={token}")
-    served = Served(url, tuple(shelf.folder(i).location for i in range(len(shelf))), live and live.model.spec.name)
+    served = Served(
+        url, tuple(shelf.folder(i).location for i in range(len(shelf))), None if live is None else live.model.spec.name
+    )
     configuration = uvicorn.Config(
         application(shelf, names, token, live), access_log=False, log_level="warning", http="h11", ws="none",
         h11_max_incomplete_event_size=1 << 20, server_header=False, timeout_graceful_shutdown=1,
