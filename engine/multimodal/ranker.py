@@ -87,8 +87,8 @@ class Ranker:
         if (activations := self._activations) is not None:
             if self._scale(layer, block) is not None:
                 raise InvalidInputError(
-                    f"What follows the feed-forward of {self._capture.store.model.name} scales each position, and the scales of "
-                    "permuted embeddings are not computed. Choose `regions` pixels."
+                    f"What follows the feed-forward of {self._capture.store.model.name} scales each position, and is not "
+                    "computed for permuted embeddings. Choose `regions` pixels."
                 )
             return lambda nouns: activations[nouns, columns]
         values = read_block(self._capture, layer, block, self._site)

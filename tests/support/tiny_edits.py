@@ -15,6 +15,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
+    Olmo2Config,
     PreTrainedConfig,
 )
 
@@ -42,15 +43,17 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         tie_word_embeddings=False,
     ),
 }  # fmt: skip
+NORMED = Olmo2Config(**_SIZES, **_LLAMA, max_position_embeddings=64, pad_token_id=1)
+"""A norm follows the feed-forward."""
 
 
 def make_editable(kind: str, folder: Path) -> tuple[Capture, Reader]:
-    """A capture of a tiny model of a kind of `CONFIGS`, with what least norm needs; and the model with its tokenizer.
+    """A capture of a tiny model of a kind of `CONFIGS`, or `NORMED`, with what least norm needs; and model and tokenizer.
 
     Every parameter is drawn anew, so that gains are not 1 and biases not 0.
     """
     torch.manual_seed(3)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind])
+    model = AutoModelForCausalLM.from_config(CONFIGS.get(kind, NORMED))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.normal_(std=0.3)

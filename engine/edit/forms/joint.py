@@ -82,11 +82,22 @@ def is_single(capture: Capture, settings: RewriteSettings) -> bool:
     return not settings.requests and find_replacement(capture, *settings.words).is_single
 
 
+def _check_unscaled(capture: Capture, layers: Sequence[int]) -> None:
+    """`InvalidInputError` where a norm or a weight follows the write vectors: the model's positions are read without them."""
+    of_model = capture.store.model.layers
+    if scaled := [layer for layer in layers if of_model[layer].scaled_by]:
+        raise InvalidInputError(
+            f"What follows the feed-forward of {capture.store.model.name} (layer {scaled[0]}) scales each position, which the "
+            "least-norm form of prompts and of several tokens does not take into account. Choose `method` fine."
+        )
+
+
 def _joint(
     capture: Capture, name: str, settings: RewriteSettings, reader: Reader, examples: Examples, replacement: Replacement | None
 ) -> Edit:  # fmt: skip
     least = settings.least_norm
     layers = editable_layers(capture, Stream(capture), least)
+    _check_unscaled(capture, layers)
     targets = read_targets(reader, examples.tasks, layers)
     problem = JointProblem(capture, targets, least, _own_positions(capture, settings, examples, targets, replacement))
     neurons = _select(problem, _sets(problem, layers), _held_out_targets(examples, targets))

@@ -143,7 +143,7 @@ class Problem:
         if post_norm["post_centres"] or float(gain.abs().min()) < LEAST_GAIN * float(gain.abs().max()):
             raise InvalidInputError(
                 f"The norm after layer {layer} of {self.capture.store.model.name} keeps parts of a write from the residual "
-                "stream, and the least-norm form cannot make up for them. Choose another `form`."
+                "stream, and the least-norm form cannot make up for them. Choose another `method`."
             )
         return v / gain
 

@@ -15,8 +15,11 @@ from actstore.engine.edit.requests.request import Case, Request
 from actstore.engine.edit.rewrite import rewrite
 from actstore.engine.edit.settings import KnowledgeSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.weights import edited
+from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from actstore.engine.edit.readings import Reader
@@ -216,3 +219,11 @@ def test_an_edit_that_does_not_reach_its_target_says_so(editable: Editable) -> N
                 said.append(int(reader.model.model(torch.tensor([said])).logits[0, -1].argmax()))
         reached.append(said[len(prompt) :] == target)
         assert reached[-1] == ("warning" not in edit.record.settings)
+
+
+def test_prompts_are_refused_where_a_norm_follows_the_feed_forward(tmp_path: Path) -> None:
+    """The model's positions are read without the norm's scales: a write would have the wrong length, in silence."""
+    capture, reader = make_editable("normed", tmp_path)
+    wanted = RewriteSettings(requests=(Request((PROMPT,), TARGET),))
+    with pytest.raises(InvalidInputError, match=r"scales each position.*Choose `method` fine"):
+        rewrite(capture, "x", wanted, reader)
