@@ -159,9 +159,9 @@ def report(rows: list[dict[tuple[int, str], list[float]]], model: dict[int, floa
     note = (
         f"{of}; mean ± standard deviation over {len(rows)} splits of the windows. *Known*: share of the positions that fire "
         "whose last tokens occur in the evidence; there, the neuron is said to fire where it did so at half of the "
-        "occurrences or more. *All contexts*: `--gain -1` with this number of tokens. *In hindsight*: of all rules that answer by "
-        "the last tokens alone, the best for the test positions themselves, which memorises the contexts that occur once. *The "
-        f"model*: its own activations at {POSITIONS:,} ordinary positions where it reads the last tokens alone. Graphs as "
+        "occurrences or more. *All contexts*: `--gain -1` with this number of tokens. *In hindsight*: of all rules that answer "
+        "by the last tokens alone, the best for the test positions themselves, which memorises the contexts that occur once. "
+        f"*The model*: its own activations at {POSITIONS:,} ordinary positions where it reads the last tokens alone. Graphs as "
         f"built have {nodes} nodes in the median."
     )
     return f"{table(header, lines, left=0)}\n\n{note}"
