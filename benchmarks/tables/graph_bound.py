@@ -115,7 +115,7 @@ def graphs(
 
 
 def alone(captured: Capture, model: str, neurons: list[tuple[int, int]], lengths: tuple[int, ...]) -> dict[int, float]:
-    """Length → F1 of the model itself at ordinary positions, if it reads no more than so many last tokens."""
+    """Length → F1 of the model itself at ordinary positions, if it reads that number of last tokens at most."""
     reader = SampleReader([captured], SplitSettings(seed=0), site="mlp.post", share=SHARE, max_depth=1)
     windows = reader.ordinary
     chosen = np.sort(np.random.default_rng(0).permutation(len(windows.tokens))[:POSITIONS])
@@ -159,9 +159,9 @@ def report(rows: list[dict[tuple[int, str], list[float]]], model: dict[int, floa
     note = (
         f"{of}; mean ± standard deviation over {len(rows)} splits of the windows. *Known*: share of the positions that fire "
         "whose last tokens occur in the evidence; there, the neuron is said to fire where it did so at half of the "
-        "occurrences or more. *All contexts*: `--gain -1` with so many tokens. *In hindsight*: of all rules that answer by the "
-        "last tokens alone, the best for the test positions themselves, which memorises the contexts that occur once. *The "
-        f"model*: its own activations at {POSITIONS:,} ordinary positions where it reads the last tokens alone. Graphs as "
+        "occurrences or more. *All contexts*: `--gain -1` with this number of tokens. *In hindsight*: of all rules that answer "
+        "by the last tokens alone, the best for the test positions themselves, which memorises the contexts that occur once. "
+        f"*The model*: its own activations at {POSITIONS:,} ordinary positions where it reads the last tokens alone. Graphs as "
         f"built have {nodes} nodes in the median."
     )
     return f"{table(header, lines, left=0)}\n\n{note}"
