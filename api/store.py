@@ -117,8 +117,7 @@ class Store(reader.Store):
         - `share`: share of the prompts that must keep a neuron, to begin with.
         - `at_least`: fewer neurons lower the share; `at_most`: more neurons raise it.
 
-        Columns: query, name, layer, neuron, n_prompts (that keep it), share. Where many queries have too few prompts for so few
-        neurons, the log says so.
+        Columns: query, name, layer, neuron, n_prompts (that keep it), share. The log says where queries have too few prompts.
         """
         return knowledge_neurons(self, attribution, keep, share, at_least, at_most, capture)
 

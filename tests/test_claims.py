@@ -26,23 +26,24 @@ MEASURED = ("multimodal", "knowledge-prompts", "probe")
 
 NOT_RESULTS: dict[str, tuple[str, ...]] = {
     "README.md": (
-        "Python 3.11 or newer", "(650 MB instead of several GB)", "of Gemma 2 and 3, OLMo 2 and GLM-4",
+        "Python 3.11 or newer", "(650 MB instead of several GB)",
         "above 5·10¹² operations", "Apache-2.0. The", "(Apache-2.0)",
     ),
     "change.md": ("(5 %) that changed most", "1 means that the neurons carry", "skips layer 31"),
     "coactivation.md": (
         "0 unless given", "at most are 0: correlations", "count as ±65,504", "n² / 2 products", "8 million pairs, 0.45 GB",
     ),
-    "contributions.md": ("of Gemma 2 and 3, OLMo 2 and GLM-4",),
+    "contributions.md": ("(Gemma 2), the score", "(Gemma 2 and 3, OLMo 2, GLM-4)"),
     "coverage.md": (
         "(t = 0.25, 0.5, 0.75)", "(k = 1,000)", "(k = 10) | neurons ever", "(k = 10) | distinct patterns",
     ),
     "edit.md": (
         "sets activations to 0", "= 8 ‖row‖/‖t′‖", "with margin 2", "the 5 neurons that contribute", "the last 3 layers left",
         "10 · max −log(1 − p(target", "0.1 · ‖δ‖, Adam at 1e-3, at most 50 steps, until p > 0.9",
+        "each with 500 pictures of its own",
     ),
     "graphs.md": (
-        "nats (0.5). Tokens between may be ignored, up to 3 in a row", "5 nats. Contexts look back at most (12) tokens",
+        "nats (0.25). Where a path ends", "Tokens between may be ignored, up to 3 in a row", "more than 5 nats of leave-one-out", "Contexts look back at most (12) tokens",
         "is at least (0.4)", "half of the neuron's 20 top windows, and 40 ordinary", "without a graph counts as 0",
         "takes 60 to 130 model calls",
     ),

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from actstore.api.models import ModelOptions
-from actstore.api.multimodal import open_replay
+from actstore.api.models import ModelOptions, open_replay
 from actstore.commands.multimodal.properties import KPerNoun, NounFile, Nouns, noun_source
 from actstore.commands.options import (
     CaptureName,

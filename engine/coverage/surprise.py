@@ -111,7 +111,7 @@ class SurpriseReference:
             exponents = -distances[:, own] / (2 * self.bandwidth**2)
             largest = exponents.max(axis=1, keepdims=True)
             density = largest[:, 0] + np.log(np.exp(exponents - largest).mean(axis=1))
-            return self._n_varying * np.log(self.bandwidth * np.sqrt(2 * np.pi)) - density
+            return np.asarray(self._n_varying * np.log(self.bandwidth * np.sqrt(2 * np.pi)) - density)
         nearest, other = (np.sqrt(distances[:, part].min(axis=1, initial=np.inf)) for part in (own, ~own))
         # The authors' code gives a sample that is one of another class's 1e-6.
         return np.where(other > 0, nearest / np.where(other > 0, other, 1), 1e-6)

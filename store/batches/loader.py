@@ -81,7 +81,7 @@ class Batches(Resumable):
     @property
     def width(self) -> int:
         """Neurons of a token: of all layers and sites together."""
-        return self._reader.starts[-1]
+        return int(self._reader.starts[-1])
 
     @property
     def n_batches(self) -> int:
@@ -191,7 +191,8 @@ class Batches(Resumable):
             at = to.stop
             del rows  # as above
         spans = {place: (starts[i], starts[i + 1]) for i, place in enumerate(places)}
-        return Batch(activations, **columns, labels=labels, epoch=epoch, number=number, state=state, columns=spans)
+        places_in: dict[str, Any] = dict(columns)
+        return Batch(activations, **places_in, labels=labels, epoch=epoch, number=number, state=state, columns=spans)
 
     def _is_as_stored(self, rows: Rows) -> bool:
         """Whether the activations of batches are what a window has in memory, where they stand in the order of batches."""

@@ -16,7 +16,7 @@ from actstore.store.batches.state import Resumable
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -153,14 +153,15 @@ def _counts(weights: Sequence[float], n_sources: int) -> tuple[int, ...]:
 
 def _check_together(sources: Sequence[Batches]) -> None:
     """Raise `InvalidInputError` unless one model can be trained on the batches of all sources."""
-    for what, of in {
+    properties: dict[str, Callable[[Batches], Any]] = {
         "width": lambda one: one.width,
         "dtype": lambda one: one.settings.dtype,
         "rank": lambda one: f"{one.settings.rank} of {one.settings.ranks}",
         "label_values": lambda one: one.label_values,
         "kind of batches": lambda one: type(one).__name__,
         "device": lambda one: getattr(one, "device", "cpu"),
-    }.items():
+    }
+    for what, of in properties.items():
         for number, source in enumerate(sources):
             if of(source) != of(sources[0]):
                 raise InvalidInputError(
