@@ -22,8 +22,8 @@ def reorder(
         str,
         typer.Option(
             metavar="neuron|token|SITE=token",
-            help="What is to lie together on disk: the values of a neuron, or of a token; by site where one is named, several "
-            "divided by commas. Other sites stay as they are.",
+            help="What lies together on disk: the values of a neuron, or of a token, from which training reads; by site where "
+            "one is named, several divided by commas.",
             autocompletion=complete(("neuron", "token")),
         ),
     ],

@@ -50,9 +50,7 @@ def mixed_batches(sources: Sequence[Batches], weights: Sequence[float], seed: in
 
     for source in sources:
         if not isinstance(source, Batches):
-            raise InvalidInputError(
-                f"Expected batches as `store.batches(…)` gives them, found {type(source).__name__}."
-            )
+            raise InvalidInputError(f"Expected the batches of a store, found {type(source).__name__}.")
     tensors: Any = sys.modules.get("actstore.store.batches.tensors")  # loaded, where there are batches of tensors
     are_tensors = tensors is not None and all(isinstance(source, tensors.TensorBatches) for source in sources)
     kind: type[MixedBatches] = tensors.MixedTensorBatches if are_tensors else MixedBatches
