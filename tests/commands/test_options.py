@@ -86,6 +86,7 @@ OWN_DEFAULTS = {
     "--layers",
     "--max-new-tokens",
     "--max-rows",
+    "--order",
     "--random",
     "--rows",
     "--temperature",
