@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from actstore.store.calls import checked
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from actstore.explorer.site.write import SiteEstimate, SiteReport
 
 
+@checked
 def serve(
     stores: Store | str | Path | Sequence[Store | str | Path],
     *,
@@ -49,6 +51,7 @@ def serve(
     )  # fmt: skip
 
 
+@checked
 def site(
     store: Store | str | Path,
     folder: str | Path,

@@ -154,7 +154,8 @@ def test_an_option_that_cannot_be(
     [
         (
             ("--site", "mlp.middle"),
-            "takes one of mlp.post, mlp.gate, mlp.up, resid.pre, resid.mid, resid.post, attn.out, attn.q",
+            "takes one of mlp.post, mlp.gate, mlp.up, resid.pre, resid.mid, resid.post, attn.out, attn.q, attn.k, attn.v, "
+            "attn.z",
         ),
         (("--precision", "float8"), "takes one of exact, half, int8, sparse, none"),
         (("--begin", "maybe"), "takes one of auto, always, never"),

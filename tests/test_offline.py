@@ -76,7 +76,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "graph tables": ("sql", "STORE", "select * from graph_lines limit 3", "--capture", "corpus"),
     "probe": ("coverage", "probe", "STORE", "--capture", "corpus", "--by", "language", "--positive", "fr"),
     "multimodal": ("multimodal", "IMAGES", *OF_CAPTIONS, "--output", "maps"),
-    "multimodal properties": ("multimodal", "properties", "IMAGES", *OF_CAPTIONS, "-k", "3"),
+    "multimodal properties": ("multimodal", "properties", "IMAGES", *OF_CAPTIONS, "-k", "3", "--regions", "none"),
     "edit rewrite": ("edit", "rewrite", "IMAGES", "--from", "or", "--to", "z", "--capture", "answers"),
     "edit suppress": ("edit", "suppress", "IMAGES", "--neurons", "L0.N1", "--name", "quiet"),
     "edit list": ("edit", "list", "IMAGES"),

@@ -174,10 +174,10 @@ class BlockFiller:
         scale = self._scales.add(layer, factor, rows)
         if scale is None:
             return
-        if scale.rows is not None:
-            columns = routed_columns(columns, scale.rows.cpu().numpy())
-        self._scales.keep(layer, scale.values, columns)
+        self._scales.keep(layer, scale, columns)
         if self._contributions is not None:
+            if scale.rows is not None:
+                columns = routed_columns(columns, scale.rows.cpu().numpy())
             self._contributions.scale(layer, scale.values, columns)
 
     def _check_rows(self, batch: Batch, layer: int, n_rows: int | None) -> None:

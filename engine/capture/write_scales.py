@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
+from actstore.engine.capture.packing import routed_columns
 from actstore.engine.models.writing.path import is_scaled
 from actstore.store.layout import write_scale_key
 
@@ -38,9 +39,9 @@ class Scale(NamedTuple):
 class _Part(NamedTuple):
     """What one batch has of a layer, on the device that computed it."""
 
-    values: Tensor
-    """[row] float32"""
+    scale: Scale
     columns: Columns
+    """Of the whole batch."""
 
 
 class WriteScales:
@@ -84,11 +85,12 @@ class WriteScales:
         self._n_factors[layer] = self._n_factors.get(layer, 0) + 1
         return self._begun[layer] if self._n_factors[layer] == len(factors) else None
 
-    def keep(self, layer: int, scale: Tensor, columns: Columns) -> None:
-        """Keep a complete scale [row], at the slots of `columns`."""
+    def keep(self, layer: int, scale: Scale, columns: Columns) -> None:
+        """Keep a complete scale, at the slots of the batch's `columns`; nothing waits for the device."""
         if layer in self._kept:
-            # Inside the forward pass, memory that it may use again: a copy, unless it is our own product.
-            self._parts[layer].append(_Part(scale.clone(), columns))
+            # Inside the forward pass, memory that it may use again: a copy.
+            rows = None if scale.rows is None else scale.rows.clone()
+            self._parts[layer].append(_Part(Scale(scale.values.clone(), rows), columns))
 
     def end(self) -> None:
         """End the block: its arrays are there to be taken."""
@@ -97,12 +99,17 @@ class WriteScales:
             scale = np.zeros((1, self._record.plan.block_slots), np.float32)
             if parts:
                 # Brought to the host once per layer and block.
-                values = torch.cat([part.values for part in parts]).cpu().numpy()
+                values = torch.cat([part.scale.values for part in parts]).cpu().numpy()
+                seen = [part.scale.rows for part in parts if part.scale.rows is not None]
+                rows = torch.cat(seen).cpu().numpy() if seen else None
                 first = 0
                 for part in parts:
-                    of_part = values[first : first + len(part.values)]
-                    scale[0, part.columns.slots] = of_part[part.columns.rows]
-                    first += len(part.values)
+                    stop, columns = first + len(part.scale.values), part.columns
+                    if part.scale.rows is not None:
+                        assert rows is not None
+                        columns = routed_columns(columns, rows[first:stop])
+                    scale[0, columns.slots] = values[first:stop][columns.rows]
+                    first = stop
             arrays[write_scale_key(self._record.name, layer)] = scale
         self._blocks[self._block] = arrays
 

@@ -58,6 +58,7 @@ TEXT: dict[str, Callable[[actstore.Store], Any]] = {
     "Capture.documents": lambda s: s.capture("corpus").documents(),
     "Capture.windows": lambda s: s.capture("corpus").windows(),
     "Neuron.exemplars": lambda s: s.neuron("L1.N3").exemplars(2, "corpus"),
+    "Neuron.excerpts": lambda s: s.neuron("L1.N3").excerpts([5, 9], capture="corpus"),
     "NeuronGraph.predict": lambda s: s.graph("L1.N3").predict("the fox"),
     "NeuronGraph.similar": lambda s: s.graph("L1.N3").similar(3),
     "NaicaMethod.__call__": lambda s: s.naica(u=1.0, ica=False, method="without-ica"),
@@ -77,8 +78,10 @@ IMAGES: dict[str, Callable[[actstore.Store], Any]] = {
     "MultimodalMethod.map": lambda s: s.multimodal.map("L1.N3", 0, capture=captured_images(s)),
 }
 ABOUT_OTHER_THINGS = {
-    "SelectivityMethod.evaluate", "SelectivityMethod.lens", "ChangeMethod.patch", "CoverageMethod.probe",
-    "GraphsMethod.evaluate", "MultimodalMethod.properties", "MultimodalMethod.causal", "NaicaMethod.evaluate",
+    "SelectivityMethod.evaluate", "SelectivityMethod.lens", "SelectivityMethod.lens_tokens",
+    "ChangeMethod.patch", "CoverageMethod.probe",
+    "GraphsMethod.evaluate", "MultimodalMethod.properties", "MultimodalMethod.causal", "MultimodalMethod.saliency",
+    "NaicaMethod.evaluate",
     "EditsMethod.evaluate",
 }  # fmt: skip
 """Methods that run a model or measure methods: one row per method, layer or label, none per neuron."""

@@ -22,8 +22,8 @@ REFUSED = {
     "found 99999999999999999999.",
     "naica S --attribution IG": "--attribution takes one of ig, gradient, activation, contribution, and 'IG' is none of them. "
     "Did you mean ig?",
-    "coverage S --criterion zzzzz": "--criterion takes one of nc, kmnc, nbc, snac, tknc, tknp, tfc, and 'zzzzz' is "
-    "none of them.",
+    "coverage S --criterion zzzzz": "--criterion takes one of nc, kmnc, nbc, snac, tknc, tknp, tfc, nlc, lsc, dsc, mdsc, "
+    "and 'zzzzz' is none of them.",
     "top S": "NEURON is missing: a neuron, such as L3.N17. Write `actstore top STORE NEURON`.",
     "export S": "--output is missing: the file to write, or the folder. Write `actstore export STORE --output FILE`.",
     "top S L0.N1 --arund 3": "`actstore top` has no option --arund. Did you mean --around?",

@@ -81,14 +81,15 @@ def test_transposed_tables_have_a_row_per_column() -> None:
 
 
 def test_an_edits_evaluation_fits_with_every_kind_of_case_and_every_baseline() -> None:
-    from actstore.commands.edit.evaluate import KINDS, tables
+    from actstore.commands.edit.evaluate import tables
+    from actstore.engine.edit.case_kinds import CASE_KINDS
     from actstore.engine.edit.evaluate import Evaluation
 
     kinds = {
-        kind: {"cases": 12345, "p_before": 0.123, "p_after": 0.456, "generated": 0.5, **dict.fromkeys(measures, 1.0)}
-        for kind, measures in KINDS.items()
+        kind: {"cases": 12345, "p_before": 0.123, "p_after": 0.456, "generated": 0.5, **dict.fromkeys(of.measures, 1.0)}
+        for kind, of in CASE_KINDS.items()
     }
-    draw = {"by_kind": kinds, "perplexity": {"change": 0.1234}}
+    draw = {"by_kind": kinds, "questions": {}, "perplexity": {"change": 0.1234}}
     found = Evaluation({"edit": [draw], "fine-tune": [draw] * 3, "random": [draw] * 3}, [], None)
     ((title, columns, rows),) = tables(found)
     assert title is None

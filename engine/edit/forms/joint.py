@@ -77,11 +77,6 @@ def make(capture: Capture, name: str, settings: RewriteSettings, reader: Reader 
     return _joint(capture, name, wanted, reader, find_examples(capture, wanted, reader, replacement), replacement)
 
 
-def is_single(capture: Capture, settings: RewriteSettings) -> bool:
-    """Whether a rewrite exchanges one token for one, which needs no model."""
-    return not settings.requests and find_replacement(capture, *settings.words).is_single
-
-
 def _check_unscaled(capture: Capture, layers: Sequence[int]) -> None:
     """`InvalidInputError` where a norm or a weight follows the write vectors: the model's positions are read without them."""
     of_model = capture.store.model.layers

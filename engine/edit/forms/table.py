@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from actstore.engine.edit.words import find_replacement
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ def _make_least_norm(capture: Capture, name: str, settings: RewriteSettings, rea
 
 
 def _is_joint(capture: Capture, settings: RewriteSettings) -> bool:
-    from actstore.engine.edit.forms.joint import is_single
-
-    return not is_single(capture, settings)
+    return bool(settings.requests) or not find_replacement(capture, *settings.words).is_single
 
 
 def _make_knowledge(capture: Capture, name: str, settings: RewriteSettings, reader: Reader | None) -> Edit:

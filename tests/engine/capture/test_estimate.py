@@ -144,7 +144,6 @@ def test_a_store_that_is_not_on_a_disk_has_no_free_space_to_name(tiny_model: Pat
         ({"name": "new"}, {"positions": "middle"}),
         ({"name": "new"}, {"label_columns": ("source",)}),
         ({"name": "new"}, {"text_column": "words"}),
-        ({"name": "new"}, {"generate": True}),
         ({"name": "new"}, {"max_tokens": 300, "positions": "4000"}),
         (
             {"name": "new", "options": RunOptions(dtype="bfloat16")},

@@ -301,6 +301,7 @@ def test_packing_waits_for_no_expert(
     waits: list[str] = []
 
     filler._packer.begin(capture.plan.block(0))
+    filler._scales.begin(capture.plan.block(0))
     batches = list(batches_of(capture.plan.block(0), len(record.plan.labels), record.plan.block_slots))
     with monkeypatch.context() as patch:
         for name in WAITS:

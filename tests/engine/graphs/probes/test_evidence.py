@@ -184,7 +184,8 @@ def test_without_maskings_of_variants_they_take_the_importance_of_their_original
     assert "probes-variant" not in probes.captures
     measured = Probes(Store(probed_store)).of(*NEURONS[0])
     for one, other in zip(probes.of(*NEURONS[0]), measured, strict=True):
-        np.testing.assert_array_equal(one.importance, other.importance)
+        # Measured in other batches, whose sums round differently.
+        np.testing.assert_allclose(one.importance, other.importance, atol=1e-6)
         assert not any(variant.importance.size for variant in one.variants)
     assert any(variant.importance.size for other in measured for variant in other.variants)
 
