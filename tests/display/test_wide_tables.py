@@ -86,7 +86,14 @@ def test_an_edits_evaluation_fits_with_every_kind_of_case_and_every_baseline() -
     from actstore.engine.edit.evaluate import Evaluation
 
     kinds = {
-        kind: {"cases": 12345, "p_before": 0.123, "p_after": 0.456, "generated": 0.5, **dict.fromkeys(of.measures, 1.0)}
+        kind: {
+            "cases": 12345,
+            "p_before": 0.123,
+            "p_after": 0.456,
+            "generated": 0.5,
+            "entropy_before": 1.0,
+            **dict.fromkeys(of.measures, 1.0),
+        }
         for kind, of in CASE_KINDS.items()
     }
     draw = {"by_kind": kinds, "questions": {}, "perplexity": {"change": 0.1234}}

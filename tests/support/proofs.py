@@ -253,7 +253,8 @@ def check_heads(loaded: LoadedModel, ids: Tensor | None, extra: dict[str, Tensor
     All layers of the types of `ATTEND_ALONE` do.
     """
     spec = loaded.spec
-    both = [layer for layer in spec.layers_of("attn.v") if layer in spec.layers_of("attn.z")]
+    running = {layer.layer for layer in spec.layers if layer.part == "language"}  # no image is read
+    both = [layer for layer in spec.layers_of("attn.v") if layer in running.intersection(spec.layers_of("attn.z"))]
     if ids is None or extra or spec.kind not in ("causal", "encoder") or not both:
         return {}
     found: dict[tuple[int, str], Tensor] = {}
