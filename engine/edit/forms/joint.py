@@ -21,7 +21,6 @@ from actstore.engine.edit.forms.least_norm import (
     SUFFICIENT,
     editable_layers,
     largest,
-    least_norm,
 )
 from actstore.engine.edit.forms.stream import Stream
 from actstore.engine.edit.forms.targets import edited_logits, read_targets
@@ -61,13 +60,11 @@ NEAR_ENOUGH: Final = 0.05
 
 
 def make(capture: Capture, name: str, settings: RewriteSettings, reader: Reader | None) -> Edit:
-    """The edit by the least-norm form: without a model where one token takes the place of another, otherwise with it."""
+    """The edit by the least-norm form of requests, or of words of several tokens, which needs the model."""
     least = dataclasses.replace(settings.least_norm, neurons=settings.neurons or settings.least_norm.neurons)
     if least.margin is None:
         least = dataclasses.replace(least, margin=PROMPT_MARGIN if settings.requests else MARGIN)
     replacement = None if settings.requests else find_replacement(capture, *settings.words)
-    if replacement is not None and replacement.is_single:
-        return least_norm(capture, *settings.words, name, least)
     if reader is None:
         raise InvalidInputError(
             "The least-norm form needs the model for a target of several tokens: the later ones are predicted after text that "

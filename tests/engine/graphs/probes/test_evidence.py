@@ -182,12 +182,13 @@ def test_without_maskings_of_variants_they_take_the_importance_of_their_original
     settings = dataclasses.replace(SETTINGS, measure_variants=False)
     probes = probe(str(tiny_model), store, neurons=NEURONS[:1], settings=settings, precision="exact")
     assert "probes-variant" not in probes.captures
-    measured = Probes(Store(probed_store)).of(*NEURONS[0])
-    for one, other in zip(probes.of(*NEURONS[0]), measured, strict=True):
+    measured = Probes(Store(probed_store))
+    for one, other in zip(probes.of(*NEURONS[0]), measured.of(*NEURONS[0]), strict=True):
         # Measured in other batches, whose sums round differently.
         np.testing.assert_allclose(one.importance, other.importance, atol=1e-6)
         assert not any(variant.importance.size for variant in one.variants)
-    assert any(variant.importance.size for other in measured for variant in other.variants)
+    exemplars = [exemplar for neuron in NEURONS for exemplar in measured.of(*neuron)]
+    assert any(variant.importance.size for exemplar in exemplars for variant in exemplar.variants)
 
 
 def test_workers_ask_what_one_process_does(
