@@ -125,3 +125,10 @@ class RewriteSettings(Typed):
         assert self.old is not None
         assert self.new is not None
         return self.old, self.new
+
+    def least_norm_settings(self) -> LeastNormSettings:
+        """Those of the least-norm form, with the neurons that are named for every form and the margin where none is said."""
+        least = self.least_norm
+        usual = PROMPT_MARGIN if self.requests else MARGIN
+        margin = usual if least.margin is None else least.margin
+        return dataclasses.replace(least, neurons=self.neurons or least.neurons, margin=margin)

@@ -26,7 +26,6 @@ from actstore.engine.edit.forms.stream import Stream
 from actstore.engine.edit.forms.targets import edited_logits, read_targets
 from actstore.engine.edit.requests.examples import find_examples
 from actstore.engine.edit.rows import group_by_layer, make_edit
-from actstore.engine.edit.settings import MARGIN, PROMPT_MARGIN
 from actstore.engine.edit.weights import check_editable, edited
 from actstore.engine.edit.words import find_replacement, starts_of, tokens_of
 from actstore.store.edits import Edit, RowPair
@@ -61,9 +60,7 @@ NEAR_ENOUGH: Final = 0.05
 
 def make(capture: Capture, name: str, settings: RewriteSettings, reader: Reader | None) -> Edit:
     """The edit by the least-norm form of requests, or of words of several tokens, which needs the model."""
-    least = dataclasses.replace(settings.least_norm, neurons=settings.neurons or settings.least_norm.neurons)
-    if least.margin is None:
-        least = dataclasses.replace(least, margin=PROMPT_MARGIN if settings.requests else MARGIN)
+    least = settings.least_norm_settings()
     replacement = None if settings.requests else find_replacement(capture, *settings.words)
     if reader is None:
         raise InvalidInputError(

@@ -6,11 +6,9 @@ loads neither torch nor transformers: each row imports its form when it is made.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from actstore.engine.edit.settings import MARGIN
 from actstore.engine.edit.words import find_replacement
 from actstore.store.errors import InvalidInputError
 
@@ -45,10 +43,7 @@ def _make_least_norm(capture: Capture, name: str, settings: RewriteSettings, rea
         return make(capture, name, settings, reader)
     from actstore.engine.edit.forms.least_norm import least_norm
 
-    least = settings.least_norm
-    margin = MARGIN if least.margin is None else least.margin
-    least = dataclasses.replace(least, neurons=settings.neurons or least.neurons, margin=margin)
-    return least_norm(capture, *settings.words, name, least)
+    return least_norm(capture, *settings.words, name, settings.least_norm_settings())
 
 
 def _is_joint(capture: Capture, settings: RewriteSettings) -> bool:
