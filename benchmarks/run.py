@@ -1,6 +1,6 @@
 """`make bench`: runs the tests, then measures every row; writes benchmarks/results/results.csv and the documentation's tables.
 
-python benchmarks/run.py [--quick] [--only WORD] [--no-tests]
+python benchmarks/run.py [--quick] [--only WORD] [--no-tests] [--record]
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # loading a model draws a bar
 import torch  # noqa: E402
 
 from actstore.display import terminal  # noqa: E402
-from benchmarks import readme_rows  # noqa: E402
+from benchmarks import full_table, readme_rows, verdict  # noqa: E402
 from benchmarks.marked import rewrite  # noqa: E402
-from benchmarks.readme_rows import seconds as _seconds  # noqa: E402
 from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 from benchmarks.rows import (  # noqa: E402 - the checkout must be importable first
     attribution,
@@ -78,38 +77,22 @@ QUICK_TESTS = (
 KERNEL_TESTS = "tests/kernels/"
 
 
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.is_file() else []
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+
+
 def machine() -> str:
     """One line that describes the machine, the packages and the commit."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        "",
-    )
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
     ).stdout.strip()
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
-    return f"{cpu}, {os.cpu_count()} processors, Python {platform.python_version()}, {versions}, commit {commit}"
-
-
-def markdown(measurements: list[Measurement], where: str) -> str:
-    """The documentation's table."""
-    lines = ["| row | candidate | median | min – max | ratio |", "|---|---|---:|---:|---:|"]
-    for measurement in measurements:
-        lines += [
-            f"| {line['row'] if i == 0 else ''} | {line['candidate']} | {_seconds(line['median_s'])} | "
-            f"{_seconds(line['min_s'])} – {_seconds(line['max_s'])} | {_ratio(line['ratio'])} |"
-            for i, line in enumerate(measurement.lines())
-        ]
-    note = (
-        f"Measured on {where}. A ratio is a candidate's time over that of the row's first: the median over rounds in which "
-        f"every candidate runs once. Not measured: {'; '.join(SKIPPED) or 'nothing'}."
+    return (
+        f"{processor()}, {os.cpu_count()} processors, Python {platform.python_version()}, {versions}, commit {commit}"
     )
-    return "\n".join([*lines, "", note, ""])
-
-
-def _ratio(value: str | float) -> str:
-    ratio = float(value)
-    return f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2f}" if ratio >= 0.01 else f"{ratio:.1g}"
 
 
 def main() -> None:
@@ -118,7 +101,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small inputs, at most three repeats, some of the tests")
     parser.add_argument("--only", help="only rows whose name contains this; `sizes` for the table of store sizes")
     parser.add_argument("--no-tests", action="store_true", help="measure without running the tests first")
+    parser.add_argument(
+        "--record", action="store_true", help="with --quick: keep the figures that later verdicts compare with"
+    )
     arguments = parser.parse_args()
+    if arguments.record and (arguments.only or not arguments.quick):
+        parser.error("--record keeps the figures of a whole quick run: use it with --quick and without --only.")
     rows = choose(ROWS, quick=arguments.quick, only=arguments.only)
     with_sizes = arguments.only in (None, "sizes")
     if not rows and not with_sizes:
@@ -143,11 +131,18 @@ def main() -> None:
     if sizes_measured is not None:
         show_sizes(sizes_measured)
     terminal.out.print(where)
+    if arguments.quick and measurements:
+        kind = verdict.this_kind(processor())
+        for line in verdict.verdict(measurements, kind):
+            terminal.out.print(line, soft_wrap=True)
+        if arguments.record:
+            verdict.record(measurements, kind, where)
     if arguments.quick or arguments.only:
         return
     write_csv(measurements, where)
-    rewrite("benchmark", markdown(measurements, where))
-    rewrite("benchmark-rows", readme_rows.markdown(described_lines(measurements, where)))
+    lines = described_lines(measurements, where)
+    rewrite("benchmark", full_table.markdown(lines, SKIPPED))
+    rewrite("benchmark-rows", readme_rows.markdown(lines))
     if sizes_measured is not None:
         rewrite("sizes", sizes.markdown(sizes_measured))
 
@@ -168,18 +163,9 @@ def run_tests(tests: list[str], *, quick: bool) -> None:
 
 def show(measurements: list[Measurement]) -> None:
     """The table on the terminal."""
-    columns = ["row", "candidate", ("median", "right"), ("min", "right"), ("max", "right"), ("ratio", "right")]
-    rows = [
-        (
-            line["row"] if i == 0 else "",
-            line["candidate"],
-            *(_seconds(line[key]) for key in ("median_s", "min_s", "max_s")),
-            _ratio(line["ratio"]),
-        )
-        for measurement in measurements
-        for i, line in enumerate(measurement.lines())
-    ]
-    terminal.out.print(terminal.table(None, columns, rows))
+    columns = [*full_table.COLUMNS[:2], *((column, "right") for column in full_table.COLUMNS[2:])]
+    lines = [line for measurement in measurements for line in measurement.lines()]
+    terminal.out.print(terminal.table(None, columns, full_table.cells(lines)))
 
 
 def show_sizes(measured: list[sizes.Size]) -> None:

@@ -152,16 +152,104 @@ def test_a_run_tests_what_it_measures(arguments: list[str], tested: list[str], m
     assert files == {*tested, *(run.QUICK_TESTS if "--quick" in arguments else ())}
 
 
+def line(candidate: str, median: float, low: float, high: float, ratios: tuple[float, float, float]) -> dict[str, Any]:
+    """One line of a row, as results.csv has it."""
+    times = {"median_s": median, "min_s": low, "max_s": high}
+    return {
+        "row": "read",
+        "candidate": candidate,
+        **times,
+        **dict(zip(("ratio", "ratio_min", "ratio_max"), ratios, strict=True)),
+    }
+
+
 def test_the_table_names_a_row_once_and_shows_small_times_and_ratios() -> None:
-    run = load("run")
-    measured = load("registry").Measurement(
-        "read", {"ours": [0.1, 0.1, 0.1], "theirs": [2e-5, 2e-5, 2e-5], "slow": [300.0] * 3}
-    )
-    table = run.markdown([measured], "a machine")
-    assert "| read | ours | 100.0 ms | 100.0 ms – 100.0 ms | 1.00 |" in table
-    assert "|  | theirs | 20.0 µs | 20.0 µs – 20.0 µs | 0.0002 |" in table
-    assert "|  | slow | 300.00 s | 300.00 s – 300.00 s | 3,000 |" in table
+    full_table = load("full_table")
+    lines = [
+        line("ours", 0.1, 0.1, 0.1, (1, 1, 1)),
+        line("theirs", 2e-5, 1e-5, 3e-5, (0.0002, 0.0001, 0.0003)),
+        line("slow", 300, 290, 310, (3000, 2900, 3100)),
+    ]
+    table = full_table.markdown([one | {"machine": "a machine"} for one in lines], ["a GPU"])
+    assert "| read | ours | 100.0 ms | 100.0 ms – 100.0 ms | 1.00 |  |" in table
+    assert "|  | theirs | 20.0 µs | 10.0 µs – 30.0 µs | 0.0002 | 0.0001 – 0.0003 |" in table
+    assert "|  | slow | 300.00 s | 290.00 s – 310.00 s | 3,000 | 2,900 – 3,100 |" in table
     assert "Measured on a machine" in table
+    assert table.rstrip().endswith("Not measured: a GPU.")
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [((1.03, 0.96, 1.14), True), ((0.98, 0.9, 1.0), True), ((1.03, 1.01, 1.14), False), ((0.8, 0.7, 0.99), False)],
+)
+def test_where_rounds_disagree_no_difference_was_seen(ratios: tuple[float, float, float], said: bool) -> None:
+    full_table = load("full_table")
+    assert (full_table.NO_DIFFERENCE in full_table.difference(line("other", 1, 1, 1, ratios))) is said
+
+
+def test_the_table_of_the_page_is_that_of_the_results() -> None:
+    full_table = load("full_table")
+    with full_table.RESULTS.open(newline="") as file:
+        cells = full_table.cells(list(csv.DictReader(file)))
+    table = load("marked").table(full_table.COLUMNS, cells, left=2)
+    assert f"<!-- benchmark -->\n{table}\n\n" in (ROOT / "docs" / "benchmarks.md").read_text()
+
+
+def quick_run(ours: list[float], theirs: list[float]) -> list[Any]:
+    """What a quick run measured: a row with an alternative, and one without."""
+    measurement = load("registry").Measurement
+    return [
+        measurement("read", {"a limit": theirs, "actstore, all": ours}),
+        measurement("growth", {"1,024 tokens": ours, "4,096 tokens": theirs}),
+    ]
+
+
+KIND = ("a processor", 2, "3.11", "2.13.0+cpu", "no GPU")
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "slower", "faster"),
+    [
+        ([1.0, 1.1, 1.2], [0.5, 0.5, 0.5], 0, 0),  # what it was
+        ([10.0, 11.0, 12.0], [5.0, 5.0, 5.0], 0, 0),  # on a machine that is busy
+        ([1.5, 1.6, 1.7], [0.5, 0.5, 0.5], 1, 0),
+        ([0.5, 0.5, 0.5], [0.5, 0.5, 0.5], 0, 1),
+        ([1.1, 1.6, 1.9], [0.5, 0.5, 0.5], 0, 0),  # one round as fast as before
+        ([1.21, 1.22, 1.23], [0.5, 0.5, 0.5], 0, 0),  # too little for three rounds
+    ],
+)
+def test_a_quick_run_says_what_changed_against_the_alternative(
+    tmp_path: Path, ours: list[float], theirs: list[float], slower: int, faster: int
+) -> None:
+    verdict = load("verdict")
+    kind, file = verdict.Kind(*KIND), tmp_path / "quick.json"
+    verdict.record(quick_run([1.0, 1.1, 1.2], [0.5, 0.5, 0.5]), kind, "this machine, commit 1", file)
+    *changed, last = verdict.verdict(quick_run(ours, theirs), kind, file)
+    assert [text.split(",")[0] for text in changed] == ["slower"] * slower + ["faster"] * faster
+    assert all(text.endswith("read: actstore, all") for text in changed)
+    assert last.startswith(f"Verdict: of 1 figures that are in both runs, {slower} slower, {faster} faster")
+    assert "commit 1" in last
+
+
+def test_a_quick_run_is_compared_with_nothing_but_its_like(tmp_path: Path) -> None:
+    verdict = load("verdict")
+    kind, file, measured = verdict.Kind(*KIND), tmp_path / "quick.json", quick_run([1.0], [0.5])
+    assert verdict.verdict(measured, kind, file)[0].startswith("No verdict: the checkout has no figures")
+    verdict.record(measured, kind, "this machine", file)
+    (said,) = verdict.verdict(measured, verdict.Kind("another", *KIND[1:]), file)
+    assert said.startswith("No verdict: the figures to compare with are of another kind of machine (a processor, 2 ")
+
+
+def test_only_a_whole_quick_run_is_recorded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = load("run")
+    for arguments in (["--record"], ["--quick", "--record", "--only", "pack"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            run.main()
+        assert ended.value.code == 2
+        assert "--record keeps the figures of a whole quick run" in capsys.readouterr().err
 
 
 def test_the_text_between_marks_is_replaced_wherever_it_stands_once(tmp_path: Path) -> None:

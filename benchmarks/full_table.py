@@ -1,0 +1,87 @@
+"""The documentation's table of every row of the benchmark, and the words for what it shows.
+
+    python benchmarks/full_table.py
+
+writes it from benchmarks/results/results.csv, without measuring anything.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.marked import rewrite, table  # noqa: E402 - the checkout must be importable first
+from benchmarks.readme_rows import RESULTS, seconds  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.readme_rows import Line
+
+NO_DIFFERENCE = "no difference seen"
+COLUMNS = ["row", "candidate", "median", "min – max", "ratio", "min – max of the ratio"]
+
+
+def ratio(value: str | float) -> str:
+    """A ratio to two decimals, fewer where it is large and more where it is small."""
+    number = float(value)
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2f}" if number >= 0.01 else f"{number:.1g}"
+
+
+def difference(line: Line) -> str:
+    """The range of a candidate's ratios; that no difference was seen, where rounds disagree about which is faster.
+
+    Of rounds that are all on one side of 1, n in number, chance alone would show 2 / 2ⁿ: 1.6 % for seven.
+    """
+    low, high = float(line["ratio_min"]), float(line["ratio_max"])
+    if low == high == 1:  # the first candidate of a row, or a single round that happens to be equal
+        return ""
+    words = f"{ratio(low)} – {ratio(high)}"
+    return f"{words}: {NO_DIFFERENCE}" if low <= 1 <= high else words
+
+
+def cells(lines: Sequence[Line]) -> list[list[str]]:
+    """A row of `COLUMNS` per line; a benchmark row is named once, before its first candidate."""
+    shown, before = [], None
+    for line in lines:
+        name = "" if line["row"] == before else str(line["row"])
+        before = line["row"]
+        times = f"{seconds(line['min_s'])} – {seconds(line['max_s'])}"
+        shown.append(
+            [
+                name,
+                str(line["candidate"]),
+                seconds(line["median_s"]),
+                times,
+                ratio(line["ratio"]),
+                difference(line),
+            ]
+        )
+    return shown
+
+
+def markdown(lines: Sequence[Line], not_measured: Sequence[str]) -> str:
+    """The documentation's table, and what it is of."""
+    note = (
+        f"Measured on {lines[0]['machine']}. A ratio is a candidate's time over that of the row's first: the median over rounds "
+        f"in which every candidate runs once, and their range. *{NO_DIFFERENCE.capitalize()}*: rounds disagree about which of "
+        f"the two is faster. Not measured: {'; '.join(not_measured) or 'nothing'}."
+    )
+    return "\n".join([table(COLUMNS, cells(lines), left=2), "", note, ""])
+
+
+def main() -> None:
+    """Write the page's table from what was measured last."""
+    from benchmarks.run import SKIPPED
+
+    with RESULTS.open(newline="") as file:
+        rewrite("benchmark", markdown(list(csv.DictReader(file)), SKIPPED))
+
+
+if __name__ == "__main__":
+    main()
