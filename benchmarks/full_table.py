@@ -68,9 +68,10 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
 def markdown(lines: Sequence[Line], not_measured: Sequence[str]) -> str:
     """The documentation's table, and what it is of."""
     note = (
-        f"Measured on {lines[0]['machine']}. A ratio is a candidate's time over that of the row's first: the median over rounds "
-        f"in which every candidate runs once, and their range. *{NO_DIFFERENCE.capitalize()}*: rounds disagree about which of "
-        f"the two is faster. Not measured: {'; '.join(not_measured) or 'nothing'}."
+        f"Measured on {lines[0]['machine']}. A ratio is a candidate's time over that of the row's first: the median over "
+        "rounds in which every candidate runs once, and their range. "
+        f"*{NO_DIFFERENCE.capitalize()}*: rounds disagree about which of the two is faster. "
+        f"Not measured: {'; '.join(not_measured) or 'nothing'}."
     )
     return "\n".join([table(COLUMNS, cells(lines), left=2), "", note, ""])
 
