@@ -1,0 +1,1 @@
+"""Stores as they are kept: `actstore repair`, `copy` and `reorder`."""
