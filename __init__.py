@@ -17,6 +17,8 @@ runs a model loads it.
 
 Looking: `actstore.serve` shows stores in a browser, `actstore.site` makes a folder of files of one.
 
+Trying: `actstore.write_demo` puts small models and a corpus into a folder.
+
 What goes wrong is one of `actstore.errors`, all of them `actstore.errors.ActstoreError`.
 
 >>> store = actstore.open("gpt2.actstore")
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from actstore.engine.capture.api import RunOptions, capture, plan
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
     from actstore.engine.filling.api import FillOptions, fill, finish
+    from actstore.engine.inputs.embedded import write_demo
     from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.layers import ModelSpec
     from actstore.explorer.api import serve, site
@@ -99,6 +102,7 @@ __all__ = [
     "questions",
     "serve",
     "site",
+    "write_demo",
 ]
 
 _LATER = {
@@ -121,6 +125,7 @@ _LATER = {
     "questions": "actstore.api.naica",
     "serve": "actstore.explorer.api",
     "site": "actstore.explorer.api",
+    "write_demo": "actstore.engine.inputs.embedded",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""
 

@@ -67,6 +67,7 @@ class Application(CommandGroup):
 
 
 FAMILIES: Final[dict[str, tuple[str, ...]]] = {
+    "demo": ("demo",),
     "inspect": ("inspect",),
     "capture.command": ("capture", "plan", "fill", "finish"),
     "importing": ("import",),

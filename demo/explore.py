@@ -9,10 +9,8 @@ import argparse
 import hashlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
-import sysconfig
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,30 +20,13 @@ import numpy as np
 import actstore
 from actstore.display import terminal
 from actstore.display.reports import print_neuron
+from actstore.engine.inputs.embedded import copy_standard_library
 
 if TYPE_CHECKING:
     from actstore.store.reader import Capture
 
 HERE = Path(__file__).parent
 BUILD = Path("build") / "demo"
-EXCLUDED = ("site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "pydoc_data")
-
-
-def copy_standard_library(target: Path) -> None:
-    """Copy the interpreter's modules into a folder of text, without tests and third-party packages."""
-    root = Path(sysconfig.get_path("stdlib"))
-    partial = target.with_name("stdlib.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if any(part in EXCLUDED for part in name.parts):
-            continue
-        # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
-        prefix = hashlib.sha256(name.as_posix().encode()).hexdigest()[:3]
-        copy = partial / prefix / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-    partial.rename(target)
 
 
 def run(*arguments: str) -> None:
@@ -77,7 +58,7 @@ def main() -> None:
     began = time.monotonic()
     BUILD.mkdir(parents=True, exist_ok=True)
     corpus = Path(arguments.corpus) if arguments.corpus else BUILD / "stdlib"
-    if not arguments.corpus and not corpus.exists():
+    if not arguments.corpus:
         copy_standard_library(corpus)
     # A second run with the same inputs continues or reuses the store of the first; other inputs get their own store.
     key = hashlib.sha256(f"{arguments.model} {corpus} {arguments.tokens}".encode()).hexdigest()[:6]

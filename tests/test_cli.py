@@ -35,10 +35,9 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 COMMANDS = (
-    "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "reorder", "top", "stats",
-    "sql", "export", "serve", "site", "contributions", "attribute", "naica", "questions", "knowledge", "selectivity", "change",
-    "coverage", "coactivation", "graphs", "explain",
-    "multimodal", "edit",
+    "demo", "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "reorder",
+    "top", "stats", "sql", "export", "serve", "site", "contributions", "attribute", "naica", "questions", "knowledge",
+    "selectivity", "change", "coverage", "coactivation", "graphs", "explain", "multimodal", "edit",
 )  # fmt: skip
 SMALL = ("--context", "32", "--max-tokens", "600", "--memory", "40KB", "--label", "language")
 

@@ -54,7 +54,11 @@ def test_the_version_is_the_projects() -> None:
 
 def test_types_travel_with_the_package() -> None:
     assert (ROOT / "py.typed").is_file()
-    assert PROJECT["tool"]["setuptools"]["package-data"]["actstore"] == ["py.typed", "explorer/bundle/*"]
+    assert PROJECT["tool"]["setuptools"]["package-data"]["actstore"] == [
+        "py.typed",
+        "explorer/bundle/*",
+        "demo/models/*/*",
+    ]
 
 
 def test_the_command_is_the_function() -> None:

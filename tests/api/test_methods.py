@@ -46,6 +46,7 @@ GROUPS = {
 ELSEWHERE: dict[str, Any] = {
     "import": actstore.import_activations,  # which is a word of Python
     "capture": actstore.capture,
+    "demo": actstore.write_demo,
     "top": actstore.Neuron.show,
     "stats": actstore.Store.neurons,
     "graphs show": actstore.Store.graph,

@@ -40,6 +40,7 @@ OWN_WORDS = {
     "--context": "tokens per window, or a token that comes before",
     "--device": "where the model runs, or what a scan computes on",
     "--document": "of several, or the one whose image is drawn",
+    "FOLDER": "of a site, or for the demo",
     "--dry-run": "sizes are estimated, or prompts are shown",
     "--format": "of what is imported, or of what is exported",
     "--images": "of a capture, or of cases",
@@ -93,8 +94,8 @@ OWN_DEFAULTS = {
 }
 """Options that are the same thing everywhere, and left out mean what suits the command."""
 
-AT_ONCE = {"edit add", "edit list", "edit show", "edit delete"}
-"""Commands that read or write a record or two, and so show no progress."""
+AT_ONCE = {"demo", "edit add", "edit list", "edit show", "edit delete"}
+"""Commands that read or write a record or two, or copy a few small files, and so show no progress."""
 
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
@@ -239,7 +240,7 @@ def test_the_store_comes_first() -> None:
         arguments = [name for p in command.params for name in names_of(p) if p.param_type_name == "argument"]
         about_models = path in ("inspect", "capture", "plan", "attribute", "questions")
         assert about_models == ("MODEL" in arguments), path
-        assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy", "import"), path
+        assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy", "import", "demo"), path
 
 
 def test_a_switch_has_a_name_for_off_where_it_is_not_off_by_itself() -> None:

@@ -1,0 +1,75 @@
+"""The small models that come with actstore, and a corpus that every Python has: what the tutorials begin with, anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sysconfig
+from pathlib import Path
+from typing import Final
+
+from actstore.store.calls import checked
+from actstore.store.errors import InvalidInputError
+
+MODELS: Final = Path(__file__).parents[2] / "demo" / "models"
+"""Where they lie in an installation, as in a checkout."""
+EXCLUDED: Final = {
+    "site-packages", "test", "tests", "idlelib", "lib2to3", "idle_test", "__pycache__", "pydoc_data",
+}  # fmt: skip
+"""Folders of the standard library whose text says little of how Python is written."""
+
+
+@checked
+def write_demo(folder: str | Path = ".") -> Path:
+    """Puts the small models that come with actstore, and a corpus, into a folder, where the tutorials look for them; it.
+
+    - `demo/models/NAME`: each model, with its tokenizer, and the questions or texts that belong to it.
+    - `build/demo/stdlib`: the source of the running Python's standard library, as a corpus of text.
+
+    What is there stays as it is. Nothing is fetched. `InvalidInputError` where the folder is a file, or where this
+    installation has no models.
+
+    >>> actstore.write_demo("try")
+    """
+    target = Path(folder)
+    if target.exists() and not target.is_dir():
+        raise InvalidInputError(f"Expected a folder for the demo, or a name that is free, found a file: {target}.")
+    models = sorted(MODELS.glob("*/config.json"))
+    if not models:
+        raise InvalidInputError(
+            f"This installation has no models to put there ({MODELS} is missing): install a wheel of the project, or use a "
+            "checkout."
+        )
+    for configuration in models:
+        _copy_folder(configuration.parent, target / "demo" / "models" / configuration.parent.name)
+    copy_standard_library(target / "build" / "demo" / "stdlib")
+    return target
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    """Whole or not at all; a folder that is there, the source itself included, stays."""
+    if target.exists():
+        return
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("__pycache__"))
+    partial.rename(target)
+
+
+def copy_standard_library(target: Path) -> None:
+    """Copy the interpreter's modules into a folder of text, without tests and third-party packages, unless it is there."""
+    if target.exists():
+        return
+    root = Path(sysconfig.get_path("stdlib"))
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for path in sorted(root.rglob("*.py")):
+        name = path.relative_to(root)
+        if EXCLUDED & set(name.parts):
+            continue
+        # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
+        prefix = hashlib.sha256(name.as_posix().encode()).hexdigest()[:3]
+        copy = partial / prefix / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+    partial.rename(target)
