@@ -11,6 +11,7 @@ from actstore.commands.options import (
     CaptureToMake,
     Json,
     NewStore,
+    Order,
     Quiet,
     TokenizerName,
     TrustRemoteCode,
@@ -51,6 +52,7 @@ def import_activations(
     precision: Annotated[
         PrecisionName | None, typer.Option(help="How activations are encoded. [default: exact]")
     ] = None,
+    order: Order = None,
     trust_remote_code: TrustRemoteCode = False,
     replace: Annotated[bool, typer.Option("--replace", help="Replace a capture that was imported before.")] = False,
     quiet: Quiet = False,
@@ -67,7 +69,7 @@ def import_activations(
     with terminal.spinner("importing", enabled=not quiet):
         capture = run(
             source, store, format=layout, name=name, hooks=hooks or (), layers=parse_layers(layers), model=model,
-            tokenizer=tokenizer, replace=replace, precision=precision, trust_remote_code=trust_remote_code,
+            tokenizer=tokenizer, replace=replace, precision=precision, order=order, trust_remote_code=trust_remote_code,
         )  # fmt: skip
     plan, sites = capture.record.plan, {site: sorted(capture.record.layers(site)) for site in capture.record.sites}
     if as_json:

@@ -145,6 +145,15 @@ Device = Annotated[
 
 # How a run is carried out
 CaptureToMake = Annotated[str, typer.Option(metavar="NAME", help="Name of the new capture; a store holds many.")]
+Order = Annotated[
+    str | None,
+    typer.Option(
+        metavar="neuron|token|SITE=token",
+        help="What lies together on disk: the values of a neuron, or of a token, from which training reads; by site where "
+        "one is named, several divided by commas. [default: token for resid.* and attn.out, else neuron]",
+        autocompletion=complete(("neuron", "token")),
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Weights = Annotated[
     bool, typer.Option("--weights/--no-weights", help="Copy write vectors and unembedding into a new store.")

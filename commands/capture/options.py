@@ -81,15 +81,6 @@ Compression = Annotated[
         autocompletion=complete(("huffman", "none", "lz4", "zstd")),
     ),
 ]
-Order = Annotated[
-    str | None,
-    typer.Option(
-        metavar="neuron|token|SITE=token",
-        help="What lies together on disk: the values of a neuron, or of a token, from which training reads; by site where "
-        "one is named, several divided by commas. [default: token for resid.* and attn.out, else neuron]",
-        autocompletion=complete(("neuron", "token")),
-    ),
-]
 Contributions = Annotated[
     SummedName | None,
     typer.Option(

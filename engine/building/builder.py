@@ -12,9 +12,9 @@ from actstore.engine.building.settings import BuildSettings, NonFinite
 from actstore.engine.building.spool import Spool
 from actstore.engine.capture.run import RunOptions, check_options
 from actstore.engine.models.fingerprint import check_root, fingerprint_of, model_record
-from actstore.engine.models.sources import ModelSource
 from actstore.store.arguments import argument, given_fields
 from actstore.store.calls import checks
+from actstore.store.capture.tokens.order import order_of_sites
 from actstore.store.capture.writer import create_capture
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.parquet import read_metadata
@@ -62,7 +62,7 @@ class CaptureBuilder:
     - `replace`: whether a capture of this name that was made of arrays is replaced
     - `dtype`: of the values before they are encoded; float32, float16 or bfloat16 [that of the first array]
     - `non_finite`: "refuse", or "keep" where NaN means that there is no value
-    - `precision`, `keep`, `exemplars`, `block_tokens`, `bundle`, `compression`: as of `actstore.capture`
+    - `precision`, `keep`, `exemplars`, `block_tokens`, `bundle`, `compression`, `order`: as of `actstore.capture`
     - `trust_remote_code`: whether code that comes with the model is run
     - `storage_options`: what opens a URL beyond what the environment says
 
@@ -97,6 +97,7 @@ class CaptureBuilder:
         block_tokens: int | None = None,
         bundle: bool | None = None,
         compression: str | None = None,
+        order: str | None = None,
         trust_remote_code: bool = False,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
@@ -111,8 +112,7 @@ class CaptureBuilder:
         root.check_target(self._folder, name, self._replaces)
         self._special_ids = argument("special_ids", special_ids, tuple[int, ...])
         self._find_model(model, argument("model_name", model_name, str), tokenizer, trusted=trust_remote_code)
-        local = self._folder.local_path()
-        self._spool = Spool(local)
+        self._spool = Spool(self._folder.local_path())
         self._given = GivenSequences(self._spool, self._settings.label_columns, self._corpus)
         self._tokens: GivenSequences | SequencesOf = self._given
         self._widths: dict[Place, int] = {}
@@ -130,17 +130,8 @@ class CaptureBuilder:
 
     def _find_model(self, model: ModelInput | None, name: str, tokenizer: Any, *, trusted: bool) -> None:
         """The model of the store, or that which a new one is to have."""
-        loaded = text = None
-        if model is not None:
-            source = ModelSource.of(model)
-            with source.ready_to_run():
-                device = "auto" if source.model is not None else "cpu"
-                loaded = source.load(device=device, trust_remote_code=trusted)
-            with suppress(InvalidInputError):  # arrays need no tokenizer; what needs one says so
-                text = source.load_tokenizer(trust_remote_code=trusted) if tokenizer is None else None
-        if tokenizer is not None:
-            text = ModelSource(str(name)).load_tokenizer(tokenizer, trust_remote_code=trusted)
-        self._new = root.NewRoot(loaded, text, name)
+        self._new = root.load_root(model, name, tokenizer, trusted=trusted)
+        loaded = self._new.model
         self._model = read_root(self._folder) if is_store(self._folder) else None
         if loaded is not None and self._model is None:
             self._model = model_record(loaded, fingerprint_of(loaded))
@@ -277,8 +268,10 @@ class CaptureBuilder:
                 f"Every call adds the same sites, layers and widths: {other[0][0]} of layer {other[0][1]}, {other[1]} wide, is "
                 "not in all of them. Make another capture of it, with `tokens_of`."
             )
-        if not self._widths and self._model is not None:
-            root.check_widths(self._model, widths, str(self._folder))
+        if not self._widths:
+            order_of_sites(self._settings.order, dict.fromkeys(site for site, _ in widths))
+            if self._model is not None:
+                root.check_widths(self._model, widths, str(self._folder))
         return shape
 
     def _ready(self, arrays: Mapping[Place, Rows]) -> dict[Place, Any]:

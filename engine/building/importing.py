@@ -59,6 +59,7 @@ def import_activations(
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     replace: bool = False,
     precision: str | None = None,
+    order: str | None = None,
     trust_remote_code: bool = False,
     storage_options: dict[str, Any] | None = None,
 ) -> Capture:
@@ -71,8 +72,8 @@ def import_activations(
     - `hooks`: which hooks are taken, by name or its end, such as "attn.hook_z", a site of its own [those of a model's sites]
     - `layers`: only these; of hidden states, the numbers of vLLM's `eagle_aux_hidden_state_layer_ids`: n is `resid.post` of
       layer n − 1, the stream after n layers
-    - `name`, `model`, `model_name`, `tokenizer`, `replace`, `precision`, `trust_remote_code`, `storage_options`: as of
-      `CaptureBuilder`
+    - `name`, `model`, `model_name`, `tokenizer`, `replace`, `precision`, `order`, `trust_remote_code`, `storage_options`: as
+      of `CaptureBuilder`
 
     `InvalidInputError` for what does not fit; the capture is there whole, or not at all.
 
@@ -85,7 +86,7 @@ def import_activations(
         ids, argument("hooks", hooks, tuple[str, ...]), argument("layers", layers, tuple[int, ...] | None)
     )
     builder = CaptureBuilder(
-        store, name, model=model, model_name=model_name, tokenizer=tokenizer, replace=replace, precision=precision,
+        store, name, model=model, model_name=model_name, tokenizer=tokenizer, replace=replace, precision=precision, order=order,
         corpus=str(source) if isinstance(source, str | Path) else imported.format, trust_remote_code=trust_remote_code,
         storage_options=storage_options,
     )  # fmt: skip

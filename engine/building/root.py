@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from actstore.engine.capture.root import write_store_root
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
+from actstore.engine.models.sources import ModelSource
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.record_checks import NEURON_SITES, STREAM_SITES
 from actstore.store.files.records import LayerRecord, ModelRecord
@@ -19,10 +21,13 @@ from actstore.store.tokens import MADE_OF_ARRAYS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+    from pathlib import Path
 
     import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
 
     from actstore.engine.building.arrays import Place
+    from actstore.engine.models.in_memory import ModelInput
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.tokenizer.load import TextTokenizer
     from actstore.store.storage.folder import Folder
@@ -37,6 +42,23 @@ class NewRoot:
     tokenizer: TextTokenizer | None
     name: str
     """Of the model, where only its name is known."""
+
+
+def load_root(
+    model: ModelInput | None, name: str, tokenizer: str | Path | PreTrainedTokenizerBase | None, *, trusted: bool
+) -> NewRoot:
+    """The model, if there is one, and the tokenizer, its own unless another is given; `trusted`: with their own code."""
+    loaded = text = None
+    if model is not None:
+        source = ModelSource.of(model)
+        with source.ready_to_run():
+            device = "auto" if source.model is not None else "cpu"
+            loaded = source.load(device=device, trust_remote_code=trusted)
+        with suppress(InvalidInputError):  # arrays need no tokenizer; what needs one says so
+            text = source.load_tokenizer(trust_remote_code=trusted) if tokenizer is None else None
+    if tokenizer is not None:
+        text = ModelSource(str(name)).load_tokenizer(tokenizer, trust_remote_code=trusted)
+    return NewRoot(loaded, text, name)
 
 
 def check_target(folder: Folder, name: str, is_replaced: bool) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from actstore.store.arguments import Typed
+from actstore.store.capture.tokens.order import check_order
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.compression import check_compression
 from actstore.store.files.precision import PRECISIONS
@@ -31,6 +32,8 @@ class BuildSettings(Typed):
     block_tokens: int | None = None
     bundle: bool | None = None
     compression: str | None = None
+    order: str | None = None
+    """Of a site that has none, that of a capture: token by token of the residual stream, else neuron by neuron."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,6 +55,8 @@ class BuildSettings(Typed):
             )
         if self.compression is not None:
             check_compression(self.compression)
+        if self.order is not None:
+            check_order(self.order)
 
     def to_json(self, tokens: str) -> dict[str, Any]:
         """As a capture's record keeps them; `tokens` says what is known of the tokens."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.engine.repair.blocks import refill
 from actstore.engine.repair.finished import add_up, write_checkpoint, write_metadata
+from actstore.engine.repair.interrupted import repair_reorder
 from actstore.engine.repair.model import RepairModel
 from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
@@ -58,9 +59,10 @@ def repair_store(
     another process is writing what is damaged, and `CaptureError` where the disk is full.
     """
     folder = Folder(location, read_only=False)
+    outcomes = repair_reorder(folder, capture)
     opened, options = Store(folder), options or RepairOptions()
     captures, unreadable = open_captures(opened, capture)
-    outcomes = [Outcome(one, False, _REASONS["zarr.json"]) for one in unreadable]
+    outcomes += [Outcome(one, False, _REASONS["zarr.json"]) for one in unreadable]
     with RepairModel(folder, opened.model, options) as model:
         if capture is None:
             progress("the store's own files")

@@ -44,6 +44,7 @@ from actstore.store.storage.disk import is_temporary, link_or_copy, sync_folder
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
 from actstore.store.transfer.exchange import replace_folder
+from actstore.store.transfer.interrupted import ASIDE, SCRATCH, path_of, put_back, remove_scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -52,10 +53,6 @@ if TYPE_CHECKING:
     from actstore.store.files.arrays import BlockArraySpec
     from actstore.store.files.records import CaptureRecord, CommitRecord
 
-SCRATCH: Final = ".reorder"
-"""The folder beside captures in which new ones are written, each in a store of its own."""
-_ASIDE: Final = "before"
-"""Where a capture lies for a moment, as in a store of its own, on file systems that cannot exchange two folders."""
 _MOST_THREADS: Final = 16
 
 
@@ -73,7 +70,7 @@ def reorder_capture(
             f"Captures are put into another order on a local disk, and {folder} is none. Copy the store to one, with "
             "`actstore.copy`, reorder the capture there, and copy it back to another location."
         )
-    _put_back(folder)
+    put_back(folder)
     name = Captures(folder).peek(name).record.name
     with own(folder, name), _scratch_folder(folder, name) as scratch:
         capture = Captures(folder).peek(name)
@@ -86,7 +83,7 @@ def reorder_capture(
 
 def _checked_order(capture: Capture, order: str) -> dict[str, str]:
     """The order that the record of a capture is to have; `InvalidInputError` where it cannot have one."""
-    record, path = capture.record, _path(capture.folder, capture_key(capture.record.name))
+    record, path = capture.record, path_of(capture.folder, capture_key(capture.record.name))
     found = order_of_sites(order, record.sites, record.order)
     if not record.encoding.keeps_values:
         raise InvalidInputError(
@@ -105,22 +102,10 @@ def _checked_order(capture: Capture, order: str) -> dict[str, str]:
     return found
 
 
-def _put_back(folder: Folder) -> None:
-    """Put captures back that a kill has left aside, between two steps on a file system that cannot take them in one."""
-    for root in sorted(_path(folder, SCRATCH).glob(f"*/{_ASIDE}")):
-        name, aside = root.parent.name, Folder(root, read_only=False)
-        here, there = (_path(one, capture_key(name)) for one in (folder, aside))
-        if not there.is_dir():
-            continue
-        with own(aside, name):  # its lock went with it: whoever is between the two steps still has it
-            if there.is_dir() and not here.exists():
-                there.rename(here)
-
-
 @contextmanager
 def _scratch_folder(folder: Folder, name: str) -> Iterator[Folder]:
     """An empty store, gone afterwards, on the disk of a capture that the caller owns; what a killed call left goes too."""
-    path = _path(folder, f"{SCRATCH}/{name}")
+    path = path_of(folder, f"{SCRATCH}/{name}")
     shutil.rmtree(path, ignore_errors=True)
     try:
         yield Folder(path, read_only=False, sync=False)  # all of it is synced once, before it takes its place
@@ -133,16 +118,7 @@ def _scratch_folder(folder: Folder, name: str) -> Iterator[Folder]:
         ) from None
     finally:
         if folder.exists(record_key(name)):  # else the capture itself is there, aside
-            shutil.rmtree(path, ignore_errors=True)
-        with suppress(OSError):  # another capture is in the making there, or nothing was
-            path.parent.rmdir()
-
-
-def _path(folder: Folder, key: str) -> Path:
-    """Where a key of a store on a local disk is."""
-    path = folder.local_path(key)
-    assert path is not None
-    return path
+            remove_scratch(folder, name)
 
 
 @dataclass
@@ -208,7 +184,7 @@ class _Reordering:
         gone = {record_key(name), committed_key(name), folded_statistics_key(name)}
         gone |= {commit_key(name, block) for block in self.capture.blocks}
         changed = (*(f"{key}/" for key in self._changed), f"{bundles_prefix(name)}/")
-        source, target = (_path(folder, capture_key(name)) for folder in (self._source, self.scratch))
+        source, target = (path_of(folder, capture_key(name)) for folder in (self._source, self.scratch))
         for place, folders, files in os.walk(source):
             folders[:] = [one for one in folders if not one.startswith(".")]  # those of a repair that was killed
             for path in (Path(place, file) for file in files):
@@ -257,8 +233,8 @@ class _Reordering:
 
 def _take_place(folder: Folder, scratch: Folder, name: str) -> None:
     """Put the capture that was written beside in its place, once the disk has all of it."""
-    here, there = (_path(one, capture_key(name)) for one in (folder, scratch))
-    aside = _path(scratch, f"{_ASIDE}/{capture_key(name)}")
+    here, there = (path_of(one, capture_key(name)) for one in (folder, scratch))
+    aside = path_of(scratch, f"{ASIDE}/{capture_key(name)}")
     sync_tree(there)
     aside.parent.mkdir(parents=True)
     replace_folder(here, there, aside)

@@ -6,6 +6,9 @@ import errno
 import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,6 +145,93 @@ def test_what_a_kill_left_is_in_no_readers_way_and_goes(path: Path) -> None:
         assert (store.captures, store.verify()) == (("corpus",), [])
         store.reorder("neuron")
         assert contents(path) == before
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import actstore
+from actstore.store.transfer import exchange, reorder
+
+def killing(function, n, before):
+    calls = []
+    def call(*arguments, **options):
+        calls.append(0)
+        if before and len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*arguments, **options)
+        if not before and len(calls) == n:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return call
+
+where, moment = sys.argv[1:]
+if moment == "written":
+    reorder.write_parts = killing(reorder.write_parts, 4, True)
+elif moment == "exchanged":
+    reorder.replace_folder = killing(reorder.replace_folder, 1, False)
+else:
+    exchange.exchange = lambda one, other: False
+    Path.rename = killing(Path.rename, 2, True)
+actstore.open(where).reorder("token")
+"""
+
+
+@pytest.mark.parametrize(
+    ("moment", "order", "what"),
+    [
+        ("written", {}, ["left by a `reorder` that was killed: removed"]),
+        ("exchanged", {"mlp.post": "token"}, ["left by a `reorder` that was killed: removed"]),
+        (
+            "between",
+            {},
+            [
+                "a `reorder` that was killed had moved it aside: put back in its place",
+                "left by a `reorder` that was killed: removed",
+            ],
+        ),
+    ],
+)
+def test_repair_clears_what_a_kill_left(
+    path: Path, cli: Callable[..., Any], moment: str, order: dict[str, str], what: list[str]
+) -> None:
+    """A process that is really killed: while it writes, behind the exchange, and between two renamings."""
+    values = values_of(actstore.open(path).capture())
+    before = contents(path)
+    done = subprocess.run([sys.executable, "-c", KILLED, path, moment], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    assert (path / ".reorder/corpus").is_dir()
+    assert (path / "captures/corpus").is_dir() == (moment != "between")
+    shown = cli("repair", path, "--quiet")
+    place = "capture 'corpus', the capture as a whole: .reorder/corpus"
+    n = len(what)
+    assert shown.out.splitlines() == [
+        *(f"repaired: {place}: {one}" for one in what),
+        f"{n} of {n} damaged part{'s' * (n > 1)} repaired: all well.",
+    ]
+    assert not (path / ".reorder").exists()
+    store = actstore.open(path)
+    assert (store.capture().record.order, store.verify()) == (order, [])
+    assert values_of(store.capture()) == values
+    assert order or contents(path) == before
+    assert store.repair().repaired == ()
+
+
+def test_repair_leaves_what_is_going_on_and_what_may_be_the_last_copy(path: Path) -> None:
+    plant(path, "other")
+    for name in ("corpus", "other"):
+        shutil.copytree(path / "captures" / name, path / ".reorder" / name / "captures" / name)
+    with own(Folder(path, read_only=False), "corpus"):
+        report = actstore.open(path).repair()
+    assert [one.damage.key for one in report.repaired] == [".reorder/other"]
+    assert [folder.name for folder in (path / ".reorder").iterdir()] == ["corpus"]
+    assert actstore.open(path).repair(capture="other").repaired == ()
+    (path / "captures/corpus/zarr.json").unlink()
+    report = actstore.open(path).repair()
+    assert {
+        str(one).rpartition(": capture")[2] for one in report.not_repaired if one.damage.key == ".reorder/corpus"
+    } == {" 'corpus' cannot be read, and this may be what is left of it: restore the capture, and repair again"}
+    assert (path / ".reorder/corpus/captures/corpus/zarr.json").is_file()
 
 
 @pytest.mark.parametrize("without", ["exchange", "link"])

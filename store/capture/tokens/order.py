@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.files.record_checks import STREAM_SITES
@@ -10,6 +10,15 @@ from actstore.store.layout import ORDERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+_FORM: Final = "`order` is neuron or token, or of one site SITE=token, several divided by commas"
+
+
+def check_order(text: str) -> None:
+    """`InvalidInputError` where `text` names no order, of whatever sites."""
+    for part in text.split(","):
+        if part.rpartition("=")[2].strip() not in ORDERS:
+            raise InvalidInputError(f"{_FORM}: found {part.strip()!r}.")
 
 
 def order_of_sites(text: str | None, sites: Iterable[str], before: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -27,10 +36,7 @@ def order_of_sites(text: str | None, sites: Iterable[str], before: Mapping[str, 
     for part in () if text is None else text.split(","):
         site, is_of_one, order = part.strip().rpartition("=")
         if order not in ORDERS or (is_of_one and site not in names):
-            raise InvalidInputError(
-                f"`order` is neuron or token, or of one site SITE=token, several divided by commas: found {part.strip()!r}. "
-                f"The sites are {', '.join(names)}."
-            )
+            raise InvalidInputError(f"{_FORM}: found {part.strip()!r}. The sites are {', '.join(names)}.")
         orders |= {site: order} if is_of_one else dict.fromkeys(names, order)
     return {site: order for site, order in orders.items() if order != ORDERS[0]}
 

@@ -134,6 +134,44 @@ def test_batches_masks_and_formats(where: str) -> None:
     assert capture.neurons()["count"].to_pylist() == [18] * 4  # of 19, without the special token
 
 
+ROW_ORDERS: list[dict[str, Any]] = [
+    {"precision": "exact"}, {"precision": "int8", "block_tokens": 32}, {"precision": "half", "bundle": True},
+    {"precision": "sparse", "keep": 0.5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", ROW_ORDERS, ids=lambda settings: settings["precision"])
+def test_either_order_on_disk_reads_the_same(where: str, settings: dict[str, Any]) -> None:
+    """Two sites, of which one lies in another order than the other by default."""
+    made = {}
+    for name, order in (("default", None), ("by_neuron", "neuron"), ("by_token", "token"), ("one", "mlp.post=token")):
+        with CaptureBuilder(where, name, order=order, **settings) as builder:
+            for texts, rows in zip(TEXTS, ROWS, strict=True):
+                builder.add({("mlp.post", 1): rows, ("resid.post", 1): rows[:, :4] * 2}, texts=texts)
+        made[name] = builder.capture
+    assert {name: capture.record.order for name, capture in made.items()} == {
+        "default": {"resid.post": "token"},
+        "by_neuron": {},
+        "by_token": {"mlp.post": "token", "resid.post": "token"},
+        "one": {"mlp.post": "token", "resid.post": "token"},
+    }
+    by_neuron, by_token = made["by_neuron"], made["by_token"]
+    for site, width in (("mlp.post", 6), ("resid.post", 4)):
+        for neuron in range(width):
+            values = by_neuron.activations(1, neuron, site)
+            np.testing.assert_array_equal(by_token.activations(1, neuron, site), values)
+            if settings["precision"] == "exact":
+                factor = 2 if site == "resid.post" else 1
+                np.testing.assert_array_equal(values, np.concatenate(ROWS)[:, neuron] * factor)
+        for token in (0, 50, 85):
+            np.testing.assert_array_equal(
+                by_token.token_activations(1, token, site), by_neuron.token_activations(1, token, site)
+            )
+        for block in by_neuron.blocks:
+            np.testing.assert_array_equal(by_token.raw_block(1, block, site), by_neuron.raw_block(1, block, site))
+    assert [verify_capture(capture) for capture in made.values()] == [[], [], [], []]
+
+
 def test_a_long_sequence_is_cut(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("actstore.engine.building.sequences.MAX_WINDOW", 100)
     rows = RNG.standard_normal((250, 3)).astype(np.float16)
@@ -234,6 +272,10 @@ def test_what_does_not_fit_is_refused_in_a_sentence(where: str) -> None:
         add(where, (A, {}), ({("sae.f", 1): ROWS[0]}, {}))
     with pytest.raises(InvalidInputError, match="The arrays before were float16, found float32"):
         add(where, ({("mlp.post", 1): ROWS[0].astype(np.float16)}, {}), (A, {}))
+    with pytest.raises(InvalidInputError, match=r"`order` is neuron or token, or of one site SITE=token.*found 'rows'"):
+        CaptureBuilder(where, "new", order="rows")
+    with pytest.raises(InvalidInputError, match=r"found 'resid\.post=token'\. The sites are mlp\.post"):
+        add(where, (A, {}), order="resid.post=token")
     assert actstore.open(where).captures == ("corpus",)
 
 

@@ -110,6 +110,11 @@ def test_a_cache_by_hook_names(gpt2: GPT2LMHeadModel, tokens: torch.Tensor, stor
         save_file(file | {"tokens": tokens[row : row + 1].contiguous()}, tmp_path / f"{row}.safetensors")
     actstore.import_activations(tmp_path, store, name="files")
     check_same(store, "files")
+    turned = actstore.import_activations(
+        cache, store, name="turned", ids=tokens, order="mlp.post=token,resid.post=neuron"
+    )
+    assert turned.record.order == {"mlp.post": "token", "resid.pre": "token", "resid.mid": "token", "attn.out": "token"}
+    check_same(store, "turned")
     own = actstore.import_activations(cache, store, name="own", ids=tokens, hooks=["hook_mlp_out"], layers=1)
     assert own.record.sites == {"mlp_out": {"1": 16}}
     with pytest.raises(InvalidInputError, match="None of 12 tensors is of a site that was asked for"):
@@ -151,6 +156,12 @@ def test_hidden_states_per_sample(
         "capture 'states', 60 tokens of 3 sequences: resid.post of 2 layers."
         in cli("import", tmp_path, store, "--name", "states", "--layers", "1,2", "--replace").out
     )
+    assert actstore.open(store).capture("states").record.order == {"resid.post": "token"}
+    cli("import", tmp_path, store, "--name", "states", "--layers", "1,2", "--replace", "--order", "neuron")
+    assert actstore.open(store).capture("states").record.order == {}
+    check_same(store, "states", ("resid.post",))
+    wrong = cli("import", tmp_path, store, "--name", "more", "--layers", "1,2", "--order", "rows")
+    assert (wrong.status, "--order is neuron or token" in wrong.err) == (2, True)
     refused = cli("import", tmp_path, store, "--name", "more", "--layers", "1,2,3")
     assert (refused.status, "expected (20, 3, width). Check --layers" in refused.err) == (2, True)
     assert "do not say of which layers they are. Pass --layers" in cli("import", tmp_path, store, "--name", "more").err
