@@ -19,7 +19,7 @@ from actstore.kernels.jit import jit
 from actstore.kernels.zstandard.words import load_word
 
 _POLYNOMIAL = np.uint32(0x82F63B78)  # of Castagnoli, the lowest power in the highest bit
-_INVERTED = np.uint32(0xFFFFFFFF)
+INVERTED = np.uint32(0xFFFFFFFF)
 
 
 def has_instruction() -> bool:
@@ -42,40 +42,7 @@ def _advance(context: Any, crc: types.Type, word: types.Type) -> tuple[Signature
     return signature, generate
 
 
-_advance_register: Any = intrinsic(_advance)  # numba's, without types
-
-
-def _stream(
-    context: Any, out: types.Type, at: types.Type, word: types.Type
-) -> tuple[Signature, Callable[..., ir.Value]]:
-    """Put 8 bytes at `at`, a multiple of 8, past the caches: what is written once, and read later, need not be read first."""
-    signature = types.void(out, types.uint64, types.uint64)
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]) -> ir.Value:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        place = builder.bitcast(builder.gep(array.data, [arguments[1]]), ir.IntType(64).as_pointer())
-        store = builder.store(arguments[2], place, align=8)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return signature, generate
-
-
-def _fence(context: Any) -> tuple[Signature, Callable[..., ir.Value]]:
-    """What was put past the caches is there for other threads from here on."""
-
-    def generate(context: Any, builder: ir.IRBuilder, signature: Signature, arguments: Sequence[ir.Value]) -> ir.Value:
-        function = builder.module.globals.get("llvm.x86.sse.sfence") or ir.Function(
-            builder.module, ir.FunctionType(ir.VoidType(), []), "llvm.x86.sse.sfence"
-        )
-        builder.call(function, [])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
-_stream_word: Any = intrinsic(_stream)
-_fence_stores: Any = intrinsic(_fence)
+advance_register: Any = intrinsic(_advance)  # numba's, without types
 
 
 @jit
@@ -93,10 +60,10 @@ def _advance_four(data: NDArray[np.uint8], starts: NDArray[np.uint64], n: int, r
     at, eight = np.uint64(0), np.uint64(8)
     i, j, k, m = starts[0], starts[1], starts[2], starts[3]
     for _ in range(n >> 3):
-        a = _advance_register(a, load_word(data, i + at))
-        b = _advance_register(b, load_word(data, j + at))
-        c = _advance_register(c, load_word(data, k + at))
-        d = _advance_register(d, load_word(data, m + at))
+        a = advance_register(a, load_word(data, i + at))
+        b = advance_register(b, load_word(data, j + at))
+        c = advance_register(c, load_word(data, k + at))
+        d = advance_register(d, load_word(data, m + at))
         at += eight
     registers[0], registers[1], registers[2], registers[3] = a, b, c, d
     for _ in range(n & 7):
@@ -114,67 +81,10 @@ def rows(data: NDArray[np.uint8], row_nbytes: int, starts: NDArray[np.uint32], o
         for r in range(4):
             row = min(first + r, n_rows - 1)  # the last row again where there are not four
             places[r] = np.uint64(row * row_nbytes)
-            registers[r] = np.uint64(starts[row] ^ _INVERTED)
+            registers[r] = np.uint64(starts[row] ^ INVERTED)
         _advance_four(data, places, row_nbytes, registers)
         for r in range(min(4, n_rows - first)):
-            out[first + r] = np.uint32(registers[r]) ^ _INVERTED
-
-
-@jit
-def copy_rows(
-    data: NDArray[np.uint8],
-    firsts: NDArray[np.int64],
-    row_nbytes: int,
-    starts: NDArray[np.uint32],
-    out: NDArray[np.uint8],
-    places: NDArray[np.int64],
-    checksums: NDArray[np.uint32],
-) -> int:
-    """0 after copying rows of `data`, a multiple of 8 bytes each, from `firsts` to `places` of `out`, all [row].
-
-    `checksums` [row] are filled with those of the rows, each continued from that of `starts`. Four rows at a time, as in
-    `rows`: a word is in a register when it is copied, and goes past the caches, which `out` does not fit into.
-    1 where a row lies outside of `data` or `out`, 2 where a place is no multiple of 8: nothing is copied then.
-    """
-    for r in range(checksums.size):
-        if not (0 <= firsts[r] <= data.size - row_nbytes and 0 <= places[r] <= out.size - row_nbytes):
-            return 1
-        if places[r] & 7:
-            return 2
-    n_rows, eight = checksums.size, np.uint64(8)
-    rows_at_once = np.empty(4, np.int64)
-    for first in range(0, n_rows, 4):
-        for r in range(4):
-            rows_at_once[r] = min(first + r, n_rows - 1)  # the last row again where there are not four
-        i, j, k, m = rows_at_once
-        from_i, from_j, from_k, from_m = (
-            np.uint64(firsts[i]),
-            np.uint64(firsts[j]),
-            np.uint64(firsts[k]),
-            np.uint64(firsts[m]),
-        )
-        to_i, to_j, to_k, to_m = np.uint64(places[i]), np.uint64(places[j]), np.uint64(places[k]), np.uint64(places[m])
-        a, b = np.uint64(starts[i] ^ _INVERTED), np.uint64(starts[j] ^ _INVERTED)
-        c, d = np.uint64(starts[k] ^ _INVERTED), np.uint64(starts[m] ^ _INVERTED)
-        at = np.uint64(0)
-        for _ in range(row_nbytes >> 3):
-            word = load_word(data, from_i + at)
-            a = _advance_register(a, word)
-            _stream_word(out, to_i + at, word)
-            word = load_word(data, from_j + at)
-            b = _advance_register(b, word)
-            _stream_word(out, to_j + at, word)
-            word = load_word(data, from_k + at)
-            c = _advance_register(c, word)
-            _stream_word(out, to_k + at, word)
-            word = load_word(data, from_m + at)
-            d = _advance_register(d, word)
-            _stream_word(out, to_m + at, word)
-            at += eight
-        checksums[i], checksums[j] = np.uint32(a) ^ _INVERTED, np.uint32(b) ^ _INVERTED
-        checksums[k], checksums[m] = np.uint32(c) ^ _INVERTED, np.uint32(d) ^ _INVERTED
-    _fence_stores()
-    return 0
+            out[first + r] = np.uint32(registers[r]) ^ INVERTED
 
 
 @jit
@@ -184,7 +94,7 @@ def extend(crc: np.uint32, data: NDArray[np.uint8]) -> np.uint32:
     places, registers = np.empty(4, np.uint64), np.zeros(4, np.uint64)
     for r in range(4):
         places[r] = np.uint64(r * quarter)
-    registers[0] = np.uint64(crc ^ _INVERTED)
+    registers[0] = np.uint64(crc ^ INVERTED)
     _advance_four(data, places, quarter, registers)
     power = _power(8 * quarter)
     register = np.uint32(registers[0])
@@ -193,12 +103,12 @@ def extend(crc: np.uint32, data: NDArray[np.uint8]) -> np.uint32:
     rest = np.uint64(register)
     at, stop = np.uint64(4 * quarter), np.uint64(data.size)
     while at + np.uint64(8) <= stop:
-        rest = _advance_register(rest, load_word(data, at))
+        rest = advance_register(rest, load_word(data, at))
         at += np.uint64(8)
     while at < stop:
         rest = _advance_byte(rest, data[at])
         at += np.uint64(1)
-    return np.uint32(rest) ^ _INVERTED
+    return np.uint32(rest) ^ INVERTED
 
 
 @jit

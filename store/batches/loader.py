@@ -185,9 +185,10 @@ class Batches(Resumable):
             else:
                 activations = self._empty(n) if activations is None else activations
                 self._decode(rows, part, activations, to)
+            picked = rows.order[part]
             for mine, others in ((columns, rows.columns), (labels, rows.labels)):
                 for name, values in mine.items():
-                    values[to] = others[name][part]
+                    np.take(others[name], picked, out=values[to], mode="clip")  # in place, unlike the default mode
             at = to.stop
             del rows  # as above
         spans = {place: (starts[i], starts[i + 1]) for i, place in enumerate(places)}
@@ -204,7 +205,7 @@ class Batches(Resumable):
 
     def _decode(self, rows: Rows, part: slice, out: Any, to: slice) -> None:
         """Put a part of a window's rows, decoded, into some rows of a batch's activations."""
-        decode_rows(rows.raw[part], rows.block[part], rows.decoding, out[to])
+        decode_rows(rows.raw[part], rows.blocks(part), rows.decoding, out[to])
 
     def _finished(self, batch: Batch) -> Batch:
         """The batch as it is given out."""

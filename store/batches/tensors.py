@@ -50,7 +50,7 @@ class TensorBatches(Batches, IterableDataset[Any]):
             super()._decode(rows, part, out, to)
             return
         raw = as_tensor(rows.raw[part]).to(self.device)
-        blocks = torch.from_numpy(rows.block[part]).to(self.device) if rows.decoding.scales is not None else None
+        blocks = torch.from_numpy(rows.blocks(part)).to(self.device) if rows.decoding.scales is not None else None
         out[to] = decoded(raw, blocks, rows.decoding)
 
     def _finished(self, batch: Batch) -> Batch:

@@ -29,17 +29,26 @@ COLUMNS: Final = {"token": "int64", "id": "int32", "position": "int32", "window"
 
 @dataclass(frozen=True)
 class Rows:
-    """The tokens of a window, in the order of batches."""
+    """The tokens of a window: their activations in the order of batches, what is known of them in that of its parts.
+
+    Activations are put into their rows as they are read; of what is small, the rows of a batch are picked when it is made.
+    """
 
     raw: NDArray[Any]
     """Activations as they are stored [row, neuron], of all sites and layers side by side."""
+    order: NDArray[np.int64]
+    """[row] which token of the window, counted part by part, is in each row."""
     block: NDArray[np.int32]
-    """[row] which row of `decoding.scales` is that of the token's block."""
+    """[token] which row of `decoding.scales` is that of the token's block."""
     decoding: Decoding
     columns: dict[str, NDArray[Any]]
-    """`COLUMNS` [row]."""
+    """`COLUMNS` [token]."""
     labels: dict[str, NDArray[np.int32]]
-    """Label column → [row] index among `label_values` of the column."""
+    """Label column → [token] index among `label_values` of the column."""
+
+    def blocks(self, part: slice) -> NDArray[np.int32]:
+        """[row] which row of `decoding.scales` is that of each of some rows."""
+        return self.block[self.order[part]]
 
 
 class WindowReader:
@@ -68,12 +77,13 @@ class WindowReader:
         target[permutation] = np.arange(n)
         columns = {name: np.empty(n, dtype) for name, dtype in COLUMNS.items()}
         labels = {name: np.empty(n, np.int32) for name in settings.labels}
-        rows = Rows(memory[:n], np.empty(n, np.int32), self._decoding_of(window), columns, labels)
+        rows = Rows(memory[:n], permutation, np.empty(n, np.int32), self._decoding_of(window), columns, labels)
         jobs, first = [], 0
         for number, part in enumerate(window.parts):
-            targets = target[first : first + part.n_tokens]
+            tokens = slice(first, first + part.n_tokens)
+            targets = target[tokens]
             slots = self._selection.slots(self._capture.block_plan(part.block))[part.start : part.stop]
-            jobs.append(submit(self._read_columns, number, part, slots, targets, rows))
+            jobs.append(submit(self._read_columns, number, part, slots, tokens, rows))
             jobs += [
                 submit(self._read_values, place, number, part, slots, targets, rows)
                 for place in range(len(settings.places))
@@ -112,11 +122,9 @@ class WindowReader:
         target[slots] = targets
         raw_token_rows(self._capture, layer, part.block, target, rows.raw, site=site, column=first)
 
-    def _read_columns(
-        self, number: int, part: Part, slots: NDArray[np.int64], targets: NDArray[np.int64], rows: Rows
-    ) -> None:
+    def _read_columns(self, number: int, part: Part, slots: NDArray[np.int64], tokens: slice, rows: Rows) -> None:
         plan, size = self._capture.block_plan(part.block), self._capture.record.plan.block_slots
-        rows.block[targets] = number
+        rows.block[tokens] = number
         window = plan.window_of_slot()[slots]
         starts = np.cumsum([0, *plan.windows["n_inputs"]])[:-1]
         values = {
@@ -127,11 +135,11 @@ class WindowReader:
             "document": plan.windows["document"][window],
         }
         for name, column in values.items():
-            rows.columns[name][targets] = column
+            rows.columns[name][tokens] = column
         plan_record = self._capture.record.plan
         for name, out in rows.labels.items():
             ids = plan.labels[window, plan_record.label_columns.index(name)]
-            out[targets] = label_indices(self._capture, name)[ids]
+            out[tokens] = label_indices(self._capture, name)[ids]
 
 
 class Loading:

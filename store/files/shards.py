@@ -19,7 +19,7 @@ import numpy as np
 from actstore.store.errors import FormatError
 from actstore.store.files.chunks import HEADER_NBYTES, Frame, chunk_encoder
 from actstore.store.layout import FAST
-from actstore.store.storage.pieces import will_need
+from actstore.store.storage.pieces import local_file, will_need
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -241,28 +241,47 @@ class Shard:
         self._source.will_need()
         height = self._chunk_rows
         buffer = np.empty((height, self._grid.columns), self._dtype)
-        for band in range(self._grid.grid[0]):
+        bands = np.flatnonzero(np.maximum.reduceat(target, np.arange(0, len(target), height)) >= 0).tolist()
+        if self._seed is not None and self._rows_per_checksum == 1:
+            self._scatter_checked(bands, target, buffer, out, column)
+            return
+        for band in bands:
+            self._decode_band(band, buffer, _new_table)
             wanted = np.flatnonzero((rows := target[band * height : (band + 1) * height]) >= 0)
-            if len(wanted) and self._seed is not None and self._rows_per_checksum == 1:
-                places = rows[wanted] * out.strides[0] + column * out.itemsize
-                self._scatter_checked(band, wanted, buffer, out, places)
-            elif len(wanted):
-                self._decode_band(band, buffer, _new_table)
-                out[:, column : column + self._grid.columns][rows[wanted]] = buffer[wanted]
+            out[:, column : column + self._grid.columns][rows[wanted]] = buffer[wanted]
 
     def _scatter_checked(
-        self, band: int, wanted: NDArray[np.int64], buffer: NDArray[Any], out: NDArray[Any], places: NDArray[np.int64]
+        self, bands: list[int], target: NDArray[np.int64], buffer: NDArray[Any], out: NDArray[Any], column: int
     ) -> None:
-        """Put the `wanted` rows of a chunk to `places` of `out`, in bytes, checked on the way; `buffer` is for the chunk."""
-        from actstore.kernels.crc32c.api import copy_rows
+        """As `scatter`, of the chunks `bands`, whose rows are checked as they are put there; `buffer` is for a chunk."""
+        from actstore.kernels.crc32c.api import scatter_rows
 
         assert self._seed is not None
-        frame, first = self._decompress(band, buffer), band * self._chunk_rows
-        starts = np.uint32(self._seed) ^ (first + wanted).astype(np.uint32)
-        found = copy_rows(buffer, wanted, starts, out, places)
-        wrong = np.flatnonzero(found != np.frombuffer(frame.table, "<u4")[wanted])
-        if len(wrong):
-            raise self._mismatch(first + int(wanted[wrong[0]]))
+        starts = np.uint32(self._seed) ^ np.arange(self._grid.rows, dtype=np.uint32)
+        for band in self._scatter_copied(bands, target, starts, out, column):
+            frame = self._decompress(band, buffer)
+            first, stop = band * self._chunk_rows, (band + 1) * self._chunk_rows
+            table = np.frombuffer(frame.table, "<u4")
+            wrong = scatter_rows(buffer, target[first:stop], starts[first:stop], table, out, column)
+            if wrong is not None:
+                raise self._mismatch(first + wrong)
+
+    def _scatter_copied(
+        self, bands: list[int], target: NDArray[np.int64], starts: NDArray[np.uint32], out: NDArray[Any], column: int
+    ) -> list[int]:
+        """As `scatter`, of those of the chunks `bands` that were not compressed, and lie in a local file; the others."""
+        from actstore.kernels.crc32c.api import scatter_file
+
+        height, file = self._chunk_rows, local_file(self._source)
+        copied = [band for band in bands if self._index[band][1] == HEADER_NBYTES + height * self._row_nbytes]
+        if file is None or not copied:
+            return bands
+        offsets = np.array([file[1] + self._index[band][0] - self._n_table for band in copied])
+        row = self._dtype, self._grid.columns
+        n, wrong = scatter_file(file[0], offsets, np.array(copied), height, row, target, starts, out, column)
+        if wrong is not None:
+            raise self._mismatch(copied[n] * height + wrong)
+        return [band for band in bands if band not in set(copied[:n])]
 
     def _decode_band(self, band: int, out: NDArray[Any], table_of: Callable[..., bytes]) -> None:
         """Put the inner chunks of the same rows into the contiguous `out` [row, token]; `table_of` takes their checksums."""

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 _WILL_NEED: int | None = getattr(mmap, "MADV_WILLNEED", None)
 
 
+def local_file(source: Source) -> tuple[int, int] | None:
+    """The descriptor of the local file that a source reads, open as long as the source is, and where in the file it begins."""
+    if isinstance(source, FileSource):
+        return source.descriptor, 0
+    if isinstance(source, PartSource) and (file := local_file(source.whole)) is not None:
+        return file[0], file[1] + source.at
+    return None
+
+
 def will_need(view: Bytes, start: int, stop: int) -> None:
     """Ask the system to read bytes start…stop of a mapped file in one go, before they are touched."""
     mapping = view.obj if isinstance(view, memoryview) else None
@@ -71,7 +80,7 @@ class PartSource:
 
     def __init__(self, whole: Source, at: int, nbytes: int, tail: bytes = b"") -> None:
         """The `nbytes` bytes of `whole` from `at` on; `tail` are the last of them."""
-        self._whole, self._at, self.nbytes = whole, at, nbytes
+        self.whole, self.at, self.nbytes = whole, at, nbytes
         self._tail, self._tail_at = memoryview(tail), nbytes - len(tail)
         self.nbytes_held = nbytes if whole.nbytes_held >= whole.nbytes else len(tail)
 
@@ -80,17 +89,17 @@ class PartSource:
         self._check(stop)
         if start >= self._tail_at:
             return self._tail[start - self._tail_at : stop - self._tail_at]
-        return self._whole.read(self._at + start, self._at + stop)
+        return self.whole.read(self.at + start, self.at + stop)
 
     def read_into(self, start: int, out: NDArray[Any]) -> None:
         """Fill the contiguous `out` with the bytes from `start`; `EOFError` where there are fewer."""
         self._check(start + out.nbytes)
-        self._whole.read_into(self._at + start, out)
+        self.whole.read_into(self.at + start, out)
 
     def will_need(self) -> None:
         """Have the system fetch the part in one go, where it is one of a file of the local disk."""
-        if isinstance(self._whole, FileSource):
-            self._whole.will_need(self._at, self.nbytes)
+        if isinstance(self.whole, FileSource):
+            self.whole.will_need(self.at, self.nbytes)
 
     def _check(self, stop: int) -> None:
         if stop > self.nbytes:
@@ -107,16 +116,16 @@ class FileSource:
         """Open the file; it closes with the last reference to the source."""
         self._path, self.nbytes_held = path, 0
         with path.open("rb") as file:
-            self._descriptor = os.dup(file.fileno())
-        self.nbytes = os.fstat(self._descriptor).st_size
+            self.descriptor = os.dup(file.fileno())
+        self.nbytes = os.fstat(self.descriptor).st_size
         # A reader that wants a few kilobytes of a shard must not wait for the megabytes around them.
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+            os.posix_fadvise(self.descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._lock = Lock()
 
     def __del__(self) -> None:
-        if hasattr(self, "_descriptor"):
-            os.close(self._descriptor)
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
 
     def read(self, start: int, stop: int) -> bytes:
         """Bytes start…stop; `EOFError` where the file ends before."""
@@ -137,7 +146,7 @@ class FileSource:
         n = 0
         if hasattr(os, "preadv"):  # not on Windows
             try:
-                n = os.preadv(self._descriptor, [out.data], start)
+                n = os.preadv(self.descriptor, [out.data], start)
             except OSError as error:
                 error.filename = str(self._path)
                 raise
@@ -148,11 +157,11 @@ class FileSource:
     def will_need(self, start: int = 0, n: int = 0) -> None:
         """Have the system fetch `n` bytes from `start` in one go; with 0, all from there on."""
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._descriptor, start, n, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(self.descriptor, start, n, os.POSIX_FADV_WILLNEED)
 
     def _read(self, start: int, n: int) -> bytes:
         if hasattr(os, "pread"):
-            return os.pread(self._descriptor, n, start)
+            return os.pread(self.descriptor, n, start)
         with self._lock:  # Windows has no pread
-            os.lseek(self._descriptor, start, os.SEEK_SET)
-            return os.read(self._descriptor, n)
+            os.lseek(self.descriptor, start, os.SEEK_SET)
+            return os.read(self.descriptor, n)

@@ -202,9 +202,9 @@ def test_another_format_rounds_the_same_values(many: Any, name: str) -> None:
     # What a GPU does with the rows, here on the CPU.
     memory = np.empty(whole._reader.shape, whole._reader.dtype)
     rows = whole._reader.begin(0, whole.order.windows(0)[0], lambda f, *a: _Done(f(*a)), memory).rows()
-    ours = decoded(as_tensor(rows.raw), torch.from_numpy(rows.block), rows.decoding)
+    ours = decoded(as_tensor(rows.raw), torch.from_numpy(rows.blocks(slice(None))), rows.decoding)
     window_of = {token: i for i, token in enumerate(expected.token.tolist())}
-    theirs = expected.activations[[window_of[token] for token in rows.columns["token"].tolist()]]
+    theirs = expected.activations[[window_of[token] for token in rows.columns["token"][rows.order].tolist()]]
     assert torch.equal(ours.nan_to_num(9), theirs.nan_to_num(9))
 
 

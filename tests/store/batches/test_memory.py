@@ -26,20 +26,24 @@ HOLDERS: dict[str, Callable[[np.ndarray], Any]] = {
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_memory_is_taken_again_once_nobody_holds_it(holder: str) -> None:
     pool = ArrayPool((4, 6), "float32", 2)
-    held = HOLDERS[holder](pool.take())
-    first = id(pool._arrays[0])
+    array = pool.take()
+    first = array.ctypes.data
+    held = HOLDERS[holder](array)
+    del array
     other = pool.take()
-    assert (id(other), len(pool._arrays)) == (id(pool._arrays[1]), 2)
-    assert id(other) != first
+    assert len(pool._memories) == 2
+    assert abs(other.ctypes.data - first) >= other.nbytes
+    assert (other.shape, other.dtype, first % 64, other.ctypes.data % 64) == ((4, 6), np.float32, 0, 0)
     del held
-    assert id(pool.take()) == first
+    assert pool.take().ctypes.data == first
 
 
 def test_no_more_than_so_many_are_kept() -> None:
     pool = ArrayPool((2,), "int8", 2)
     held = [pool.take() for _ in range(5)]
     assert len({array.ctypes.data for array in held}) == 5
-    assert [id(array) for array in pool._arrays] == [id(array) for array in held[3:]]
+    assert len(pool._memories) == 2
+    assert all(np.shares_memory(*pair) for pair in zip(pool._memories, held[3:], strict=True))
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "float16"}, {"threads": 0, "window": 2}])
@@ -58,4 +62,4 @@ def test_a_loop_takes_the_memory_of_the_windows_that_it_checked_for(many: Any) -
         for _ in range(2):
             for batch in batches:
                 assert len(batch)
-        assert len(batches._window_memory._arrays) == 1 + threads
+        assert len(batches._window_memory._memories) == 1 + threads

@@ -14,7 +14,7 @@ from actstore.store.files.compression import compression_of
 from actstore.store.files.shards import Shard, checksum, encode_shard, shard_seed
 from actstore.store.layout import FAST, SMALL, shard_grid, shard_key, token_grid
 from actstore.store.storage.folder import Folder
-from actstore.store.storage.pieces import FileSource, MemorySource
+from actstore.store.storage.pieces import FileSource, MemorySource, PartSource
 
 DTYPES = ["float32", "float16", "uint16", "int8"]
 FILLS = {"float32": np.nan, "float16": np.nan, "uint16": 0x7FC0, "int8": -128}
@@ -220,8 +220,10 @@ def test_rows_are_put_into_any_order_and_checked_on_the_way(dtype, n_tokens, wid
     values, grid = make_values(n_tokens, width, dtype, kind), token_grid(width, n_tokens, np.dtype(dtype).itemsize)
     data = encode_shard(values, grid, FAST, 5)
     (tmp_path / "shard").write_bytes(data)
+    (tmp_path / "bundle").write_bytes(b"other" + data + b"more")
     rng = np.random.default_rng(0)
-    for source in (MemorySource(data), FileSource(tmp_path / "shard")):
+    bundle = PartSource(FileSource(tmp_path / "bundle"), 5, len(data), data[-30:])
+    for source in (MemorySource(data), FileSource(tmp_path / "shard"), bundle):
         shard = Shard(source, grid, np.dtype(dtype), "shard", 5, row_name="token")
         for share, column in ((1, 0), (0.3, 4), (0, 8)):
             out = np.zeros((n_tokens + 3, width + 8), dtype)
@@ -233,12 +235,48 @@ def test_rows_are_put_into_any_order_and_checked_on_the_way(dtype, n_tokens, wid
     for byte in range(0, len(data), max(1, len(data) // 37)):
         damaged = bytearray(data)
         damaged[byte] ^= 4
-        out = np.zeros((n_tokens, width), dtype)
-        try:  # what decides nothing of a value, such as a frame's own flags, may be changed without being seen
-            Shard(MemorySource(bytes(damaged)), grid, np.dtype(dtype), "shard", 5).scatter(np.arange(n_tokens), out, 0)
-        except FormatError:
-            continue
-        assert out.tobytes() == values.tobytes()
+        (tmp_path / "shard").write_bytes(damaged)
+        said = []
+        for source in (MemorySource(bytes(damaged)), FileSource(tmp_path / "shard")):
+            out = np.zeros((n_tokens, width), dtype)
+            try:  # what decides nothing of a value, such as a frame's own flags, may be changed without being seen
+                Shard(source, grid, np.dtype(dtype), "shard", 5).scatter(np.arange(n_tokens), out, 0)
+            except FormatError as error:
+                said.append(str(error))
+                continue
+            said.append("")
+            assert out.tobytes() == values.tobytes()
+        assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("damage", ["row", "cut"])
+def test_a_file_of_copied_and_compressed_chunks_names_the_first_damage(damage, tmp_path):
+    values = make_values(1024, 512, "float32", "incompressible")
+    values[256:512] = 1.5  # the second of four chunks
+    grid, path, target = token_grid(512, 1024, 4), tmp_path / "shard", np.arange(1024)
+    data = encode_shard(values, grid, FAST, 5)
+    assert grid.grid == (4, 1)
+    assert len(data) < 0.8 * values.nbytes
+    path.write_bytes(data)
+    shard, out = Shard(FileSource(path), grid, values.dtype, "shard", 5, "block 0", "token"), np.zeros_like(values)
+    shard.scatter(target, out, 0)
+    assert out.tobytes() == values.tobytes()
+    at = data.index(values[700].tobytes())
+    if damage == "row":
+        path.write_bytes(data[: at + 9] + bytes([data[at + 9] ^ 1]) + data[at + 10 :])
+    else:
+        path.write_bytes(data[:at])
+    opened = FileSource(path)
+    opened.nbytes = len(data)
+    shard._source = opened
+    expected = (
+        "block 0, token 700: checksum mismatch in shard" if damage == "row" else "block 0: shard is damaged: it ends at"
+    )
+    with pytest.raises(FormatError, match=expected):
+        shard.scatter(target, out, 0)
+    target[700:] = -1  # nobody asks for the damaged row
+    target[512:700] = -1
+    shard.scatter(target, out, 0)
 
 
 def test_rows_are_put_only_where_they_have_room():
