@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from actstore.engine.attribution.integrated_gradients import Attribution, Scope
     from actstore.engine.capture.buffers import BufferPool, Buffers
     from actstore.engine.capture.packing import FilledBlock
     from actstore.engine.capture.progress import CaptureProgress
@@ -63,6 +64,7 @@ class AttributionFiller:
             layers=self._layers,
             max_rows=record.settings["max_rows"],
             site=self._site,
+            scope=record.settings.get("scope", "position"),
         )
         self._targets = documents["target"].to_numpy()
         self._option_tokens = documents["option_tokens"]
@@ -112,14 +114,20 @@ class AttributionFiller:
                 attribution = integrated_gradients(
                     self._model, ids.tolist(), int(self._targets[document]), position=position, settings=self._path
                 )
-                by_site = {
-                    self._site: attribution.activations,
-                    IG: attribution.attributions,
-                    GRADIENT: attribution.gradients,
-                }
+                by_site = _kept(self._site, self._path.scope, attribution)
             else:
                 by_site = {self._site: activations_at(self._model, ids, position, self._layers, self._site)}
         return by_site, _probabilities(logits, tokens, self._model.spec.name)
+
+
+def _kept(site: str, scope: Scope, attribution: Attribution) -> dict[str, ByLayer]:
+    """Site → layer → vector [neuron] of what is stored of a prompt's attribution."""
+    if scope == "position":
+        return {site: attribution.activations, IG: attribution.attributions, GRADIENT: attribution.gradients}
+    return {
+        site: {layer: values.mean(0) for layer, values in attribution.activations.items()},
+        IG: {layer: values.sum(0) for layer, values in attribution.attributions.items()},
+    }
 
 
 @contextmanager
