@@ -15,6 +15,8 @@ from actstore.engine.models.writing.path import WRITE_SCALE, is_scaled
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from actstore.engine.models.load import LoadedModel
@@ -27,6 +29,16 @@ class Scale(NamedTuple):
     """[row] float32"""
     rows: Tensor | None
     """The rows of the pass that an expert saw; None where there is one for each."""
+
+    def at(self, rows: Tensor) -> NDArray[np.float32]:
+        """The scale at some rows of the pass; 0 where an expert did not see one, and where it is not finite."""
+        if self.rows is None:
+            found = self.values[rows.to(self.values.device)]
+        else:
+            seen = self.rows.to(self.values.device) == rows.to(self.values.device)[:, None]  # [row, seen row]
+            found = torch.where(seen, self.values, 0).sum(1)
+        array: NDArray[np.float32] = torch.where(found.isfinite(), found, 0).cpu().numpy()
+        return array
 
 
 class ScaleFactors:
