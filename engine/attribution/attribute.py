@@ -19,6 +19,7 @@ from actstore.engine.capture.target import check_target
 from actstore.engine.inputs.questions import fingerprint, read_questions
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.sources import ModelSource
+from actstore.engine.models.writing.path import is_scaled
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
 from actstore.store.calls import checked
@@ -141,6 +142,9 @@ class _AttributeRun(Run):
         # Over a sequence, the mean of gradients times the mean of activations is no score: gradients are not kept.
         computed = (IG, GRADIENT) if settings.scope == "position" else (IG,)
         sites = (settings.site, *computed) if settings.gradients else (settings.site,)
+        # A contribution to the right letter's logit is a term of it with what its position scales the layer's output with.
+        has_contributions = settings.site == "mlp.post" and settings.scope == "position" and self.spec.kind == "causal"
+        scaled = [layer for layer in widths if has_contributions and is_scaled(model.scaled_by(layer))]
         record = CaptureRecord(
             name=self.name,
             created=root.now(),
@@ -156,6 +160,7 @@ class _AttributeRun(Run):
             plan=plan,
             statistics=tuple(STATISTICS),
             float_dtype="float32",
+            write_scale=tuple(scaled),
         )
         check_root(self.folder, record.model_fingerprint, self.spec.name)
         return record, model, tokenizer

@@ -16,6 +16,7 @@ from actstore.store.calls import checks
 from actstore.store.capture.questions.answers import Answers, has_attributions
 from actstore.store.capture.questions.attribution_kinds import ACTIVATION, KINDS, attributed_scope, attributed_site
 from actstore.store.capture.statistics.capture_statistics import layer_offsets
+from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
 from actstore.store.neurons import NeuronIndex
@@ -76,9 +77,10 @@ class Attributions(Answers):
         """The kinds of scores that this capture gives, of those in `attribution_kinds.KINDS`.
 
         "gradient" is gradient × activation. "contribution" is what a neuron adds to the logit of the right letter,
-        `ā · w · (γ ⊙ u)` (w without its mean where the final norm takes it away), but for 1 / rms of the residual stream,
-        one factor per prompt; it needs the store's weights. At a mask there is none: heads of masked models transform the
-        stream before the unembedding. Of a whole sequence there are no gradients, and no contributions.
+        `ā · s · w · (γ ⊙ u)` (w without its mean where the final norm takes it away, s what the position multiplies the
+        layer's output with), but for 1 / rms of the residual stream, one factor per prompt; it needs the store's weights. At a
+        mask there is none: heads of masked models transform the stream before the unembedding. Of a whole sequence there are
+        no gradients, and no contributions.
         """
         sites = self.capture.record.sites
         folder = self.capture.folder
@@ -227,6 +229,8 @@ class Attributions(Answers):
                 values = values * self._values(layer, block, site, len(documents))
             if KINDS[kind].uses_weights:
                 values = values * self._directions[self._target_row[documents], rows].T
+                if (scale := block_scale(self.capture, layer, block)) is not None:
+                    values = values * scale[: len(documents)]
             scores[:, rows] = values.T
         return scores
 
