@@ -10,7 +10,7 @@ from rich.progress import ProgressColumn
 from rich.text import Text
 
 from actstore.commands.capture.options import AllowMixed  # noqa: TC001  (Typer reads them)
-from actstore.commands.choices import AttributedSiteName, TooLongName  # noqa: TC001  (Typer reads them)
+from actstore.commands.choices import AttributedScopeName, AttributedSiteName, TooLongName  # noqa: TC001  (Typer reads them)
 from actstore.commands.executors import GpusPerWorker, On, Workers  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     SEED_HELP,
@@ -59,6 +59,10 @@ def attribute(
     site: Annotated[
         AttributedSiteName | None,
         typer.Option(help="Whose activations: MLP neurons, or projections of attention. [default: mlp.post]"),
+    ] = None,
+    scope: Annotated[
+        AttributedScopeName | None,
+        typer.Option(help="Scale them where the answer is predicted, or all those of a prompt. [default: position]"),
     ] = None,
     layers: Layers = None,
     gradients: Annotated[

@@ -55,6 +55,7 @@ def closed_set(name: str, values: Iterable[str]) -> type[StrEnum]:
 
 if TYPE_CHECKING:
     ActivationName = str
+    AttributedScopeName = str
     AttributedSiteName = str
     AttributionKind = str
     BaselineName = str
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     TooLongName = str
 else:
     ActivationName = closed_set("ActivationName", (*ACTIVATIONS, ALL_ACTIVATIONS))
+    AttributedScopeName = closed_set("AttributedScopeName", ("position", "sequence"))
     AttributedSiteName = closed_set("AttributedSiteName", ("mlp.post", *HEAD_SITES))
     AttributionKind = closed_set("AttributionKind", ATTRIBUTION_KINDS)
     BaselineName = closed_set("BaselineName", (*BASELINES, NO_BASELINE))

@@ -31,6 +31,7 @@ MEASURES = {
     "top1": "",
     "top10": "ordered top 10",
     "generated": "generated",
+    "preferred": "more probable",
     "entropy": "n-gram entropy",
 }
 """Measure → what it is called beside its kind; the first of a kind is the published one."""
@@ -38,7 +39,8 @@ PREDICTED = "Change of the new word's logit less the old one's, predicted from t
 NOTE = (
     "Percent, means over cases (± standard deviation over draws). Reliability, generality and portability: of the target's "
     "tokens, those that are now the most probable, given the text before them; locality: of the most probable tokens, those "
-    "that are unchanged. Whole answers: answers of which every token is."
+    "that are unchanged. Whole answers: answers of which every token is. More probable: answers that are, than the other that "
+    "a case names, by the mean log probability of their tokens."
 )
 PARTS = {
     "text": "Nothing says where answers begin in these texts: positions inside questions count too. --answers-after says it."
@@ -206,7 +208,7 @@ def _scores(evaluation: Evaluation) -> tuple[list[Any], list[tuple[str, ...]]]:
     measured: list[tuple[str, str, str]] = []
     for group, before in (("by_kind", ""), ("questions", IN_QUESTIONS)):
         for kind, summary in first[group].items():
-            measures = [*CASE_KINDS[kind].measures, *(["generated"] if "generated" in summary else [])]
+            measures = [*CASE_KINDS[kind].measures, *(m for m in ("preferred", "generated") if m in summary)]
             headings = {measure: f"{before}{kind} {MEASURES[measure]}".strip() for measure in measures}
             columns += [(f"{heading} ({summary['cases']:,})", "right") for heading in headings.values()]
             measured += [(group, kind, measure) for measure in headings]

@@ -2,7 +2,8 @@
 
 Every prompt is a document of one window, of which the last position, or that of its mask, is stored at three sites: `mlp.post`,
 or another whose activations are attributed to, the activations ā; `attribution.ig`, their integrated gradients;
-`attribution.gradient`, ∂P/∂a at ā; all in float32. What the model answered is committed with each block.
+`attribution.gradient`, ∂P/∂a at ā; all in float32. With scope "sequence" there are no gradients, and the others are the
+mean of activations and the sum of integrated gradients over positions. What the model answered is committed with each block.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from actstore.engine.capture.target import check_target
 from actstore.engine.inputs.questions import fingerprint, read_questions
 from actstore.engine.models.fingerprint import check_root, fingerprint_of
 from actstore.engine.models.sources import ModelSource
+from actstore.engine.models.writing.path import is_scaled
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import argument, given_fields
 from actstore.store.calls import checked
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from actstore.engine.attribution.integrated_gradients import Scope
     from actstore.engine.attribution.option_tokens import TooLong
     from actstore.engine.capture.steps.filler import FillBlocks
     from actstore.engine.models.in_memory import ModelInput
@@ -52,6 +55,7 @@ def attribute(
     name: str = "questions",
     steps: int | None = None,
     site: str | None = None,
+    scope: Scope | None = None,
     layers: int | Sequence[int] | None = None,
     gradients: bool | None = None,
     templates: int | None = None,
@@ -73,6 +77,8 @@ def attribute(
 
     - `steps`: steps of the integral from 0 to the activations [16]
     - `site`: whose activations, "mlp.post", or of attention "attn.q", "attn.k", "attn.v" or "attn.z" ["mlp.post"]
+    - `scope`: whether activations are scaled where the answer is predicted, "position", or at all positions of a prompt
+      together, "sequence"; a neuron's attribution is then the sum over positions, its activation the mean ["position"]
     - `layers`: the layers that are attributed to [all of the text stack]
     - `gradients`: whether gradients are taken; else activations and answers only, from one pass per prompt [True]
     - `templates`: prompts per query [3; of prepared prompts all there are]
@@ -133,7 +139,12 @@ class _AttributeRun(Run):
         planner = QuestionPlanner(self.corpus, settings, self.spec, tokenizer, self.report, self.progress)
         plan = planner.write(self.folder, self.name)
         model = self._load(self.options.dtype)
-        sites = (settings.site, IG, GRADIENT) if settings.gradients else (settings.site,)
+        # Over a sequence, the mean of gradients times the mean of activations is no score: gradients are not kept.
+        computed = (IG, GRADIENT) if settings.scope == "position" else (IG,)
+        sites = (settings.site, *computed) if settings.gradients else (settings.site,)
+        # A contribution to the right letter's logit is a term of it with what its position scales the layer's output with.
+        has_contributions = settings.site == "mlp.post" and settings.scope == "position" and self.spec.kind == "causal"
+        scaled = [layer for layer in widths if has_contributions and is_scaled(model.scaled_by(layer))]
         record = CaptureRecord(
             name=self.name,
             created=root.now(),
@@ -149,6 +160,7 @@ class _AttributeRun(Run):
             plan=plan,
             statistics=tuple(STATISTICS),
             float_dtype="float32",
+            write_scale=tuple(scaled),
         )
         check_root(self.folder, record.model_fingerprint, self.spec.name)
         return record, model, tokenizer

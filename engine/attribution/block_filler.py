@@ -19,13 +19,14 @@ from actstore.engine.capture.packing import HostPacker
 from actstore.engine.models import families
 from actstore.engine.models.patching import at_position, head_hook, hooked, patch_points
 from actstore.engine.models.sites import HookPoint, reading_sites
+from actstore.engine.models.writing.scales import read_scales
 from actstore.kernels.pack.api import Columns
 from actstore.kernels.torch_threads import torch_threads
 from actstore.store.capture.plan import Plan
 from actstore.store.capture.questions.answers import ANSWERS
 from actstore.store.capture.questions.attribution_kinds import GRADIENT, IG, attributed_site
 from actstore.store.errors import ModelError
-from actstore.store.layout import block_answers_key
+from actstore.store.layout import block_answers_key, write_scale_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from actstore.engine.attribution.integrated_gradients import Attribution, Scope
     from actstore.engine.capture.buffers import BufferPool, Buffers
     from actstore.engine.capture.packing import FilledBlock
     from actstore.engine.capture.progress import CaptureProgress
@@ -63,6 +65,7 @@ class AttributionFiller:
             layers=self._layers,
             max_rows=record.settings["max_rows"],
             site=self._site,
+            scope=record.settings.get("scope", "position"),
         )
         self._targets = documents["target"].to_numpy()
         self._option_tokens = documents["option_tokens"]
@@ -72,14 +75,20 @@ class AttributionFiller:
         """The blocks of the plans, filled, as `BlockFiller.fill` gives them."""
         for plan in plans:
             self._packer.begin(plan)
+            scales = {
+                layer: np.zeros((1, self._record.plan.block_slots), np.float32) for layer in self._record.write_scale
+            }
             with one_thread_where_faster(self._model):
-                answers = self._run(plan, progress)
+                answers = self._run(plan, progress, scales)
+            arrays = {write_scale_key(self._record.name, layer): values for layer, values in scales.items()}
             for filled in self._packer.finish():
                 key = block_answers_key(self._record.name, plan.block)
-                yield dataclasses.replace(filled, files={key: _encoded(plan, answers)})
+                yield dataclasses.replace(
+                    filled, arrays={**filled.arrays, **arrays}, files={key: _encoded(plan, answers)}
+                )
 
-    def _run(self, plan: BlockPlan, progress: CaptureProgress) -> list[NDArray[np.float32]]:
-        """Pack every site of the block's prompts; the probabilities of each prompt's options."""
+    def _run(self, plan: BlockPlan, progress: CaptureProgress, scales: ByLayer) -> list[NDArray[np.float32]]:
+        """Pack every site of the block's prompts, and fill `scales` [1, slot]; the probabilities of each prompt's options."""
         n_prompts = len(plan.windows["window"])
         values = {
             (site, layer): np.empty((n_prompts, width), np.float32)
@@ -90,7 +99,11 @@ class AttributionFiller:
         starts = np.cumsum([0, *plan.windows["n_inputs"]])
         for row, document in enumerate(plan.windows["document"].tolist()):
             ids = plan.inputs[starts[row] : starts[row + 1]]
-            by_site, probabilities = self._run_prompt(ids, document, int(plan.position[row]))
+            position = int(plan.position[row])
+            by_site, probabilities = self._run_prompt(ids, document, position)
+            window = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
+            for layer, of_layer in read_scales(self._model, {"input_ids": window}, scales).items():
+                scales[layer][0, row] = of_layer[0, position]
             for site, by_layer in by_site.items():
                 for layer, vector in by_layer.items():
                     values[site, layer][row] = vector
@@ -112,14 +125,20 @@ class AttributionFiller:
                 attribution = integrated_gradients(
                     self._model, ids.tolist(), int(self._targets[document]), position=position, settings=self._path
                 )
-                by_site = {
-                    self._site: attribution.activations,
-                    IG: attribution.attributions,
-                    GRADIENT: attribution.gradients,
-                }
+                by_site = _kept(self._site, self._path.scope, attribution)
             else:
                 by_site = {self._site: activations_at(self._model, ids, position, self._layers, self._site)}
         return by_site, _probabilities(logits, tokens, self._model.spec.name)
+
+
+def _kept(site: str, scope: Scope, attribution: Attribution) -> dict[str, ByLayer]:
+    """Site → layer → vector [neuron] of what is stored of a prompt's attribution."""
+    if scope == "position":
+        return {site: attribution.activations, IG: attribution.attributions, GRADIENT: attribution.gradients}
+    return {
+        site: {layer: values.mean(0) for layer, values in attribution.activations.items()},
+        IG: {layer: values.sum(0) for layer, values in attribution.attributions.items()},
+    }
 
 
 @contextmanager

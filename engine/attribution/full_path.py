@@ -1,9 +1,9 @@
 """The full path: integrated gradients by running the whole sequence for every (layer, step) row.
 
-The reference, and the only way where keys and values cannot be cached: bidirectional models, positions before the last, queries
-and keys as sites, other kinds of attention than the cached path knows. Rows of one layer are windows of one batch, as in the
-published codes, but the unembedding is applied at one position only. A row that ends at ā must give the probability of the
-clean pass, or windows run one by one: XLNet's layers have positions before windows.
+The reference, and the only way where keys and values cannot be cached: bidirectional models, positions before the last, the
+activations of a whole sequence, queries and keys as sites, other kinds of attention than the cached path knows. Rows of one
+layer are windows of one batch, as in the published codes, but the unembedding is applied at one position only. A row that ends
+at ā must give the probability of the clean pass, or windows run one by one: XLNet's layers have positions before windows.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from actstore.engine.models.patching import (
     head_hook,
     hooked,
     log_probability,
+    of_sequence,
     returning,
     split_rows,
     tolerance,
@@ -43,8 +44,12 @@ PATHS: Final[tuple[Path, ...]] = get_args(Path)
 class FullPath:
     """The passes of one prompt."""
 
-    def __init__(self, model: LoadedModel, ids: Tensor, position: int, target: int) -> None:
+    def __init__(
+        self, model: LoadedModel, ids: Tensor, position: int, target: int, *, whole_sequence: bool = False
+    ) -> None:
+        """P of the target at the position; what is scaled are activations there, or at all positions [position, neuron]."""
         self._model, self._ids, self._position, self._target = model, ids, position, target
+        self._whole_sequence = whole_sequence
 
     def sums(self, places: Sequence[PatchPoint], n_steps: int, max_rows: int) -> Sums:
         """P, ā and the summed gradients of every place; a pass has at most `max_rows` tokens, or one window."""
@@ -103,9 +108,15 @@ class FullPath:
     def _at_position(self, values: Tensor, n_windows: int) -> Tensor:
         return at_position(values, n_windows, self._position, self._ids.shape[1], self._model.spec.model_type)
 
+    def _scaled(self, values: Tensor, n_windows: int) -> Tensor:
+        """The rows [window, …] whose activations are scaled."""
+        if not self._whole_sequence:
+            return self._at_position(values, n_windows)
+        return of_sequence(values, n_windows, self._ids.shape[1], self._model.spec.model_type)
+
     def _reading(self, place: PatchPoint, activations: dict[int, Tensor]) -> Edit:
         def read(values: Tensor) -> Tensor:
-            activations[place.layer] = place.take(self._at_position(values, 1)[0]).clone()
+            activations[place.layer] = place.take(self._scaled(values, 1)[0]).clone()
             return values
 
         return read
@@ -113,7 +124,7 @@ class FullPath:
     def _writing(self, place: PatchPoint, leaf: Tensor) -> Edit:
         def write(values: Tensor) -> Tensor:
             patched = values.clone()
-            place.put(self._at_position(patched, len(leaf)), leaf)
+            place.put(self._scaled(patched, len(leaf)), leaf)
             return patched
 
         return write

@@ -8,13 +8,16 @@ Sundararajan et al. (2017, arXiv 1703.01365, eq. 3) as used by Dai et al. (2022,
 al. (2025, arXiv 2406.10868, m = 16). Taken over the gate or over the up projection of a gated MLP the attribution is the same:
 each path makes A_post(α) = α·A_post.
 
+With scope "sequence" ā are a layer's activations at all positions [position, neuron], scaled together, as for a model of
+proteins (Nori, Singireddy and Have 2023, arXiv 2312.10770), whose keys and values matter where others attend to them.
+
 Two paths compute it, with the same result: `cached_path` for causal models, `full_path` for all.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -34,6 +37,10 @@ if TYPE_CHECKING:
     from actstore.engine.models.load import LoadedModel
     from actstore.engine.models.patching import PatchPoint, Sums
 
+Scope = Literal["position", "sequence"]
+SCOPES: Final[tuple[Scope, ...]] = get_args(Scope)
+"""Which activations are scaled: those where the token is predicted, or those of the whole sequence."""
+
 
 @dataclass(frozen=True)
 class PathSettings(Typed):
@@ -49,6 +56,8 @@ class PathSettings(Typed):
     """"auto" takes the cached path where it holds; "cached" raises where it does not."""
     site: str = "mlp.post"
     """Whose activations: `mlp.post`, or attention's `attn.q`, `attn.k`, `attn.v` or `attn.z`."""
+    scope: Scope = "position"
+    """Whether they are scaled at the position alone, or at all positions together."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,11 +66,13 @@ class PathSettings(Typed):
                 raise InvalidInputError(f"Expected `{name}` to be at least 1, found {value}.")
         if self.path not in PATHS:
             raise InvalidInputError(f"Expected `path` to be one of {', '.join(PATHS)}, found {self.path!r}.")
+        if self.scope not in SCOPES:
+            raise InvalidInputError(f"Expected `scope` to be one of {', '.join(SCOPES)}, found {self.scope!r}.")
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """The attribution of one prompt: layer → array [neuron] in float32."""
+    """The attribution of one prompt: layer → array [neuron] in float32; with scope "sequence", [position, neuron]."""
 
     attributions: dict[int, NDArray[np.float32]]
     """Integrated gradients."""
@@ -81,8 +92,8 @@ class Attribution:
         return {layer: self.gradients[layer] * values for layer, values in self.activations.items()}
 
     def flat(self) -> NDArray[np.float32]:
-        """The attributions of all layers, concatenated in ascending order; shape [neuron]."""
-        return np.concatenate([self.attributions[layer] for layer in sorted(self.attributions)])
+        """The attributions of all layers, concatenated in ascending order; shape [neuron], or [position, neuron]."""
+        return np.concatenate([self.attributions[layer] for layer in sorted(self.attributions)], axis=-1)
 
 
 def integrated_gradients(
@@ -107,7 +118,8 @@ def integrated_gradients(
     settings = settings or PathSettings()
     ids, at = _check(model, input_ids, target, position)
     places = patch_points(model, settings.layers, settings.site)
-    reason = None if settings.path == "full" else _why_not_cached(model, ids, at, places)
+    sequence = settings.scope == "sequence"
+    reason = None if settings.path == "full" else _why_not_cached(model, ids, at, places, sequence)
     with weights_without_gradients(model.model), torch.enable_grad():
         if settings.path != "full" and reason is None:
             try:
@@ -119,7 +131,8 @@ def integrated_gradients(
                 f'The cached path does not hold for {model.spec.name} and this prompt: {reason}. Set `path="auto"` or '
                 '`path="full"`.'
             )
-        sums = FullPath(model, ids, at, target).sums(places, settings.steps, settings.max_rows)
+        path = FullPath(model, ids, at, target, whole_sequence=sequence)
+        sums = path.sums(places, settings.steps, settings.max_rows)
         return _result(sums, places, settings, "full", reason)
 
 
@@ -134,7 +147,11 @@ def _cached(model: LoadedModel, ids: Tensor, target: int, places: list[PatchPoin
         raise CannotCacheError(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
 
 
-def _why_not_cached(model: LoadedModel, ids: Tensor, position: int, places: list[PatchPoint]) -> str | None:
+def _why_not_cached(
+    model: LoadedModel, ids: Tensor, position: int, places: list[PatchPoint], sequence: bool
+) -> str | None:
+    if sequence:
+        return "all positions are patched, and earlier ones are what is cached"
     if model.spec.kind != "causal":
         return f"a model of kind {model.spec.kind!r} has no cache of keys and values"
     if position != ids.shape[1] - 1:

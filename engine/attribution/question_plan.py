@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
+from actstore.engine.attribution.integrated_gradients import SCOPES, Scope
 from actstore.engine.attribution.masked_tokens import MaskedPromptTokenizer
 from actstore.engine.attribution.option_tokens import PromptTokenizer, TooLong
 from actstore.engine.capture.plan_labels import MAX_LABELS_PER_COLUMN, Labels
@@ -55,6 +56,8 @@ class AttributeSettings(Typed):
     """Steps of the integral from 0 to the activations."""
     site: str = "mlp.post"
     """Whose activations: those of MLP neurons, or of attention's projections, a key of `names.HEAD_SITES`."""
+    scope: Scope = "position"
+    """Whether activations are scaled where the answer is predicted, or at all positions of a prompt; a key of `SCOPES`."""
     layers: tuple[int, ...] | None = None
     """The layers to attribute to; None is all of the text stack."""
     templates: int | None = None
@@ -79,6 +82,13 @@ class AttributeSettings(Typed):
                 raise InvalidInputError(f"`{name}` must be at least 1, found {value}.")
         if self.site not in ATTRIBUTED_SITES:
             raise InvalidInputError(f"`site` is one of {', '.join(ATTRIBUTED_SITES)}, found {self.site!r}.")
+        if self.scope not in SCOPES:
+            raise InvalidInputError(f"`scope` is one of {', '.join(SCOPES)}, found {self.scope!r}.")
+        if self.scope == "sequence" and not self.gradients:
+            raise InvalidInputError(
+                "Expected `gradients` with a `scope` of 'sequence': without them the activations where the answer is predicted "
+                "are all that is stored. Leave out one of the two."
+            )
 
     @property
     def questions(self) -> QuestionOptions:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from actstore.engine.capture.packing import routed_columns
-from actstore.engine.models.writing.path import is_scaled
+from actstore.engine.models.writing.scales import Scale, ScaleFactors
 from actstore.store.layout import write_scale_key
 
 if TYPE_CHECKING:
@@ -25,15 +25,6 @@ if TYPE_CHECKING:
     from actstore.kernels.pack.columns import Columns
     from actstore.store.capture.plan import BlockPlan
     from actstore.store.files.records import CaptureRecord
-
-
-class Scale(NamedTuple):
-    """The complete scale of a layer in one batch."""
-
-    values: Tensor
-    """[row] float32"""
-    rows: Tensor | None
-    """The rows of the batch that an expert saw; None where there is one for each."""
 
 
 class _Part(NamedTuple):
@@ -50,14 +41,13 @@ class WriteScales:
     def __init__(self, model: LoadedModel, record: CaptureRecord, of_sums: Collection[int] = ()) -> None:
         """Those of the layers that the record keeps, and of `of_sums`, whose scales are wanted while the model runs."""
         self._record, self._kept = record, frozenset(record.write_scale)
-        wanted = self._kept | {*of_sums}
-        self._factors = {layer: set(by) for layer in sorted(wanted) if is_scaled(by := model.scaled_by(layer))}
+        self._factors = ScaleFactors(model, self._kept | {*of_sums})
         self._blocks: dict[int, dict[str, NDArray[np.float32]]] = {}
 
     @property
     def layers(self) -> Collection[int]:
         """The layers of which factors are awaited."""
-        return self._factors.keys()
+        return self._factors.layers
 
     def begin(self, plan: BlockPlan) -> None:
         """Start on a block."""
@@ -66,24 +56,11 @@ class WriteScales:
 
     def batch(self) -> None:
         """Start on a batch."""
-        self._begun: dict[int, Scale] = {}
-        self._n_factors: dict[int, int] = {}
+        self._factors.begin()
 
     def add(self, layer: int, factor: Tensor, rows: Tensor | None) -> Scale | None:
-        """Multiply a layer's scale by a factor [row, 1]: the scale, once it has all its factors.
-
-        rows: as for `Packer.pack`. An expert that no row was routed to has none: the norm alone does not make it one.
-        """
-        factors = self._factors.get(layer)
-        if factors is None:
-            return None
-        values = factor.reshape(-1).float()
-        before = self._begun.get(layer)
-        if before is not None:
-            values, rows = _product(before, Scale(values, rows))
-        self._begun[layer] = Scale(values, rows)
-        self._n_factors[layer] = self._n_factors.get(layer, 0) + 1
-        return self._begun[layer] if self._n_factors[layer] == len(factors) else None
+        """As `ScaleFactors.add`."""
+        return self._factors.add(layer, factor, rows)
 
     def keep(self, layer: int, scale: Scale, columns: Columns) -> None:
         """Keep a complete scale, at the slots of the batch's `columns`; nothing waits for the device."""
@@ -116,12 +93,3 @@ class WriteScales:
     def take(self, block: int) -> dict[str, NDArray[np.float32]]:
         """The arrays of a block that was ended, by their keys."""
         return self._blocks.pop(block)
-
-
-def _product(left: Scale, right: Scale) -> Scale:
-    """The product of two factors, at the rows that both have: of a norm, those that the expert saw."""
-    if left.rows is None and right.rows is not None:
-        left, right = right, left
-    if left.rows is None or right.rows is not None:
-        return Scale(left.values * right.values, left.rows)
-    return Scale(left.values * right.values[left.rows.to(right.values.device)], left.rows)

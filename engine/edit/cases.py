@@ -50,6 +50,8 @@ class Task:
     """The whole answer, where one can be generated from the prompt."""
     part: Part = "answer"
     """What the positions predict: tokens of an answer, of a question, or of a text in which nothing is known to be either."""
+    other: Reading | None = None
+    """The same prompt with the answer that this one is compared with; None where there is none."""
 
     @property
     def is_locality(self) -> bool:
@@ -64,22 +66,27 @@ def tasks_of_cases(reader: Reader, cases: Sequence[Case], max_new_tokens: int = 
     tokens.
     """
     readings: list[Reading] = []
+    others: list[Reading | None] = []
     for case in cases:
         image = None if case.image is None else open_image(case.image)
         reading = reader.read(case.prompt, case.answer or "", image)
-        if case.answer and reading.n_prompt >= len(reading.ids):
-            raise InvalidInputError(f"{case.where}: the answer {case.answer!r} has no tokens after the prompt.")
+        other = None if case.other is None else reader.read(case.prompt, case.other, image)
+        for answer, read in ((case.answer, reading), (case.other, other)):
+            if answer and read is not None and read.n_prompt >= len(read.ids):
+                raise InvalidInputError(f"{case.where}: the answer {answer!r} has no tokens after the prompt.")
         readings.append(reading)
+        others.append(other)
     unanswered = [
         i for i, case in enumerate(cases) if case.answer is None and CASE_KINDS[case.kind].heading != "fluency"
     ]
     answers = reader.answers([readings[i] for i in unanswered], max_new_tokens) if unanswered else []
     for i, answer in zip(unanswered, answers, strict=True):
         readings[i] = _answered(readings[i], answer)
-    return [
+    tasks = [
         _task(case.where, case.kind, reading, edited=not CASE_KINDS[case.kind].is_locality)
         for case, reading in zip(cases, readings, strict=True)
     ]
+    return [dataclasses.replace(task, other=other) for task, other in zip(tasks, others, strict=True)]
 
 
 def _answered(prompt: Reading, answer: Sequence[int]) -> Reading:

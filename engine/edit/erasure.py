@@ -50,6 +50,7 @@ def erase(store: Store, name: str, by: str, value: str, *, k: int = DEFAULT_K, q
     if k < 1:
         raise InvalidInputError(f"`k` is at least 1, found {k}.")
     attributions = open_attributions(store, questions)
+    attributions.expect_neurons("The rows of MLP neurons are erased")
     counts: Counter[int] = Counter()
     related = set(np.flatnonzero(_is_related(attributions, by, value)).tolist())
     for query, found in each_knowledge_neurons(attributions):

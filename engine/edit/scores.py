@@ -37,6 +37,8 @@ class Snapshot:
     """The most probable tokens, best first; [position, TOP]."""
     log_p: NDArray[np.float64]
     """Log probability of the target token; [position]."""
+    other_log_p: NDArray[np.float64] | None = None
+    """The same of the tokens of the answer that the task's is compared with, each after those before it."""
 
 
 def snapshots(reader: Reader, tasks: Sequence[Task]) -> list[Snapshot]:
@@ -45,12 +47,29 @@ def snapshots(reader: Reader, tasks: Sequence[Task]) -> list[Snapshot]:
     for first in range(0, len(tasks), _TASKS_AT_ONCE):
         group = tasks[first : first + _TASKS_AT_ONCE]
         logits_of = reader.logits([task.reading for task in group], [task.positions for task in group])
+        others = [task.other for task in group if task.other is not None]
+        of_others = iter(reader.logits(others, [np.arange(other.n_prompt - 1, len(other.ids) - 1) for other in others]))
         for task, logits in zip(group, logits_of, strict=True):
             top = logits.topk(min(TOP, logits.shape[1]), dim=1).indices
-            targets = torch.from_numpy(task.targets)[:, None]
-            log_p = (logits.gather(1, targets)[:, 0] - logits.logsumexp(1)).double()
-            taken.append(Snapshot(top.numpy().astype(np.int32), np.asarray(log_p.numpy())))
+            other = task.other
+            other_log_p = (
+                None if other is None else _log_p(next(of_others), other.ids[other.n_prompt :].astype(np.int64))
+            )
+            taken.append(Snapshot(top.numpy().astype(np.int32), _log_p(logits, task.targets), other_log_p))
     return taken
+
+
+def _log_p(logits: torch.Tensor, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The log probability of a token at each position [position]."""
+    log_p = logits.gather(1, torch.from_numpy(tokens)[:, None])[:, 0] - logits.logsumexp(1)
+    return np.asarray(log_p.double().numpy())
+
+
+def _is_preferred(snapshot: Snapshot) -> float:
+    """1 where the answer is more probable than the other, by the mean log probability of its tokens, else 0; NaN without."""
+    if snapshot.other_log_p is None:
+        return float("nan")
+    return float(snapshot.log_p.mean() > snapshot.other_log_p.mean())
 
 
 def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
@@ -59,6 +78,8 @@ def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
     `word`: share of the edited word's tokens that are now the most probable; `accuracy`: of all tokens of the answer; `exact`:
     whether all are (of a locality: whether all are what they were); `top1`, `top10`: agreement with before of the most probable
     token, and of the ordered ten; `p_before`, `p_after`: probability of the word, or of the answer of a locality, as a whole;
+    `preferred_before`, `preferred`: 1 where the answer is more probable than the other answer, which CounterFact's scores are
+    means of (Meng et al. 2022, arXiv 2202.05262), by mean log probabilities of tokens as in their code; NaN without another;
     `entropy_before`, `entropy`: `n_gram_entropy` of the generated text, of a case of fluency.
     """
     if not len(task.positions):
@@ -78,6 +99,8 @@ def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
         "top10": float(same.mean()),
         "p_before": float(np.exp(before.log_p[scored].sum())),
         "p_after": float(np.exp(after.log_p[scored].sum())),
+        "preferred_before": _is_preferred(before),
+        "preferred": _is_preferred(after),
         "entropy_before": float("nan"),
         "entropy": float("nan"),
     }
@@ -85,7 +108,10 @@ def score(task: Task, before: Snapshot, after: Snapshot) -> dict[str, Any]:
 
 def _without_positions(task: Task) -> dict[str, Any]:
     """The row of a task whose generated text is scored; that is added where it is generated."""
-    names = ("word", "accuracy", "top1", "top10", "p_before", "p_after", "entropy_before", "entropy")
+    names = (
+        "word", "accuracy", "top1", "top10", "p_before", "p_after", "preferred_before", "preferred", "entropy_before",
+        "entropy",
+    )  # fmt: skip
     row = {"case": task.name, "kind": task.kind, "part": task.part, "tokens": 0, "exact": False}
     return row | dict.fromkeys(names, float("nan"))
 
@@ -129,6 +155,10 @@ def _by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             "tokens": sum(row["tokens"] for row in of_kind),
             **{name: float(np.mean([row[name] for row in of_kind])) for name in names if name in of_kind[0]},
         }
+        # Of the cases that name another answer alone.
+        if compared := [row for row in of_kind if not np.isnan(row["preferred"])]:
+            for name in ("preferred_before", "preferred"):
+                by_kind[kind][name] = float(np.mean([row[name] for row in compared]))
     return by_kind
 
 

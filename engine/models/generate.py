@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from actstore.engine.models.generation.sampling import Sampling
 from actstore.store.arguments import Typed
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.records import verify_checksum, with_checksum
@@ -44,14 +45,19 @@ class GenerationSettings(Typed):
     temperature: float | None = None
     top_p: float | None = None
     seed: int = 0
-    """Random seed of sampling; the same seed, prompts and machine give the same answers."""
+    """Random seed of sampling: each answer has random numbers of its own, whatever else is in its batch."""
     batch_tokens: int = 4096
     """Maximum number of positions of the prompts of one batch, answers included."""
 
     @property
     def is_sampled(self) -> bool:
         """Whether answers are sampled."""
-        return self.temperature is not None or self.top_p is not None
+        return not self.sampling.is_greedy
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen."""
+        return Sampling(self.temperature, self.top_p, self.seed)
 
 
 def generate(
@@ -66,15 +72,14 @@ def generate(
     """The answer of `model` to each prompt: the ids generated after it, up to and including an end-of-text token.
 
     Prompts of one length that fit together go through the model in one batch: nothing is padded, so every answer is that of the
-    prompt alone, up to rounding. What the model's own generation settings add (penalties, beams) is switched off. `stream`
-    numbers the call among others of one seed. `on_answers(n_prompts, n_tokens)` is called after every batch.
+    prompt alone, up to rounding, sampled or not. What the model's own generation settings add (penalties, beams) is switched
+    off. `stream` numbers the call among others of one seed: what is drawn for a prompt depends on the seed, on `stream` and on
+    the prompt's place among `prompts`. `on_answers(n_prompts, n_tokens)` is called after every batch.
     """
     answers: dict[int, Ids] = {}
     batches = _batches(processor, prompts, settings)
-    for number, batch in enumerate(batches):
-        batch_answers = _answer(
-            model, processor, [prompts[i] for i in batch], settings, (settings.seed, stream, number)
-        )
+    for batch in batches:
+        batch_answers = _answer(model, processor, [prompts[i] for i in batch], settings, [(stream, i) for i in batch])
         answers |= dict(zip(batch, batch_answers, strict=True))
         on_answers(len(batch), sum(map(len, batch_answers)))
     return [answers[i] for i in range(len(prompts))]
@@ -103,7 +108,7 @@ def _answer(
     processor: VisionProcessor,
     prompts: Sequence[EncodedPrompt],
     settings: GenerationSettings,
-    seed: tuple[int, int, int],
+    numbers: Sequence[tuple[int, int]],
 ) -> list[Ids]:
     ids, mask, extra = processor.collate(prompts)
     n_positions = ids.shape[1]
@@ -120,10 +125,10 @@ def _answer(
     }
     inputs["input_ids"] = ids.to(model.device)
     inputs["attention_mask"] = (torch.ones_like(ids) if mask is None else mask).to(model.device)
-    config = _config(model, settings, n_new)
-    devices = [model.device] if model.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode():
-        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:7], "little"))
+    config = _config(model, n_new)
+    if settings.is_sampled:
+        inputs["logits_processor"] = LogitsProcessorList([DrawnTokens(settings.sampling, numbers, n_new)])
+    with torch.inference_mode():
         ids_out = model.model.generate(**inputs, generation_config=config).cpu()  # type: ignore[operator]
     # A model that reads embeddings returns the new ids only; one that reads ids, the prompt's too.
     if ids_out.shape[1] >= n_positions and torch.equal(ids_out[:, :n_positions], ids):
@@ -132,7 +137,26 @@ def _answer(
     return [_until_end(row, ends) for row in ids_out.numpy().astype(np.int32)]
 
 
-def _config(model: LoadedModel, settings: GenerationSettings, n_new: int) -> GenerationConfig:
+class DrawnTokens(LogitsProcessor):
+    """Leaves of each text's logits the token that its own random numbers choose, the only one that is finite."""
+
+    def __init__(self, sampling: Sampling, numbers: Sequence[tuple[int, ...]], n_tokens: int) -> None:
+        """numbers: as `Sampling.draws` takes them, of each text of a batch."""
+        self._sampling = sampling
+        self._draws = [sampling.draws(number, n_tokens) for number in numbers]
+        self._step = 0
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """The logits [text, vocabulary] of the next token, those of all others -∞; called once per token."""
+        rows = zip(scores, self._draws, strict=True)
+        tokens = [self._sampling.token(logits.float().cpu(), float(draws[self._step])) for logits, draws in rows]
+        self._step += 1
+        chosen = torch.full_like(scores, float("-inf"))
+        chosen[torch.arange(len(tokens)), torch.tensor(tokens)] = 0
+        return chosen  # type: ignore[return-value]
+
+
+def _config(model: LoadedModel, n_new: int) -> GenerationConfig:
     own = model.model.generation_config
     text = model.model.config.get_text_config()
     tokens = {
@@ -142,11 +166,12 @@ def _config(model: LoadedModel, settings: GenerationSettings, n_new: int) -> Gen
     if tokens["pad_token_id"] is None:
         ends = tokens["eos_token_id"]
         tokens["pad_token_id"] = ends[0] if isinstance(ends, list) else ends
-    sampling = {"temperature": settings.temperature or 1.0, "top_p": settings.top_p or 1.0, "top_k": 0}
     return GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=n_new,
-        do_sample=settings.is_sampled,
-        **(sampling if settings.is_sampled else {"temperature": 1.0, "top_p": 1.0, "top_k": 50}),
+        do_sample=False,  # what is drawn, `DrawnTokens` draws
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
         num_beams=1,
         num_return_sequences=1,
         min_length=0,
@@ -208,4 +233,6 @@ def answers_key(model_fingerprint: str, dtype: str, settings: GenerationSettings
     `prepared` describes how prompts are prepared: the processor, and the given beginning of the answer.
     """
     parts = [model_fingerprint, dtype, asdict(settings), prepared]
+    if settings.is_sampled:  # drawn for each answer by itself: those of earlier versions depended on their batch
+        parts.append("each")
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

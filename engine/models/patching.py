@@ -53,11 +53,11 @@ class PatchPoint:
         return values if self.features is None else self.features.take(values)
 
     def put(self, rows: Tensor, activations: Tensor) -> None:
-        """Write activations [row, neuron] into rows of the tensor, in place."""
+        """Write activations [row, …, neuron] into rows of the tensor, in place."""
         if self.features is None or len(self.features) == rows.shape[-1]:
             rows.copy_(activations)
         else:
-            rows[:, self.features.index(rows.device)] = activations.to(rows.dtype)
+            rows[..., self.features.index(rows.device)] = activations.to(rows.dtype)
 
 
 def patch_points(model: LoadedModel, layers: Sequence[int] | None, site: str = "mlp.post") -> list[PatchPoint]:
@@ -128,10 +128,13 @@ class Rows:
         return self.last == self.n_steps
 
     def scaled(self, activations: Tensor) -> Tensor:
-        """The rows [step, neuron] `(k / n_steps) · ā` in float32 (or float64), a leaf whose gradient can be taken."""
+        """The rows [step, neuron] `(k / n_steps) · ā` in float32 (or float64), a leaf whose gradient can be taken.
+
+        Of activations [position, neuron] they are [step, position, neuron].
+        """
         wide = activations.detach().to(torch.promote_types(activations.dtype, torch.float32))
         steps = torch.arange(self.first, self.last + 1, dtype=wide.dtype, device=wide.device) / self.n_steps
-        return (steps[:, None] * wide).requires_grad_()
+        return (steps.view(-1, *[1] * wide.dim()) * wide).requires_grad_()
 
 
 def split_rows(points: Sequence[PatchPoint], n_steps: int, max_rows: int) -> Iterator[list[Rows]]:
@@ -170,7 +173,7 @@ class Sums:
         gradients = torch.autograd.grad(log_p.sum(), list(leaves))
         probabilities = torch.split(log_p.detach().exp(), [len(entry) for entry in rows])
         for entry, gradient, p in zip(rows, gradients, probabilities, strict=True):
-            gradient = gradient * p[:, None].to(gradient.dtype)
+            gradient = gradient * p.view(-1, *[1] * (gradient.dim() - 1)).to(gradient.dtype)
             layer = entry.point.layer
             total = gradient.sum(0)
             self.gradients[layer] = self.gradients[layer] + total if layer in self.gradients else total
@@ -260,6 +263,16 @@ def at_position(values: Tensor, n_windows: int, position: int, n_positions: int,
     by_window = values.reshape(n_windows, -1, values.shape[-1])
     if by_window.shape[1] == 1:
         return by_window[:, 0]
-    # A model may keep positions of its own before the tokens of a window, such as prompts.
-    before = by_window.shape[1] - n_positions if families.TOKEN_POSITIONS.get(model_type) == "last" else 0
-    return by_window[:, before + position]
+    return by_window[:, _before_tokens(by_window, n_positions, model_type) + position]
+
+
+def of_sequence(values: Tensor, n_windows: int, n_positions: int, model_type: str) -> Tensor:
+    """The rows [window, position, …] of a window's tokens, a view as `at_position` gives of one."""
+    by_window = values.reshape(n_windows, -1, values.shape[-1])
+    first = _before_tokens(by_window, n_positions, model_type)
+    return by_window[:, first : first + n_positions]
+
+
+def _before_tokens(by_window: Tensor, n_positions: int, model_type: str) -> int:
+    """The number of positions that a model keeps of its own before the tokens of a window, such as prompts."""
+    return by_window.shape[1] - n_positions if families.TOKEN_POSITIONS.get(model_type) == "last" else 0

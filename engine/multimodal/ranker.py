@@ -15,12 +15,11 @@ from actstore.engine.multimodal.result import read_block
 from actstore.kernels.contribution.api import Targets, contribution
 from actstore.kernels.top_k.api import TopK, top_k
 from actstore.store.capture.tokens.write_scale import block_scale
-from actstore.store.errors import InvalidInputError
 from actstore.store.files.precision import widened
 from actstore.store.model.directions import WriteDirections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -44,12 +43,14 @@ class Ranker:
         with_weights: bool,
         device: Device = HOST,
         activations: NDArray[np.float32] | None = None,
+        scales: Mapping[int, NDArray[np.float32]] | None = None,
     ) -> None:
         """Of the nouns in `result`, by the activations at `site`; `with_weights`, times what a unit of them writes.
 
-        activations: [noun, neuron] those to rank by, instead of the capture's.
+        activations: [noun, neuron] those to rank by, instead of the capture's. scales: layer → what multiplies the write
+        vectors where each noun is predicted [noun], beside them.
         """
-        self._device, self._activations = device, activations
+        self._device, self._activations, self._scales = device, activations, scales or {}
         self._result, self._site, self._with_weights = result, site, with_weights
         self._capture, settings = result.capture, result.settings
         tokens, rows = np.unique([noun.token for noun in result.nouns], return_inverse=True)
@@ -85,12 +86,10 @@ class Ranker:
     def _values(self, layer: int, block: int, columns: slice) -> Callable[[NDArray[np.int64]], NDArray[np.float32]]:
         """A function: nouns of a block → the activations [noun, neuron] of a layer, whose numbers are `columns`."""
         if (activations := self._activations) is not None:
-            if self._scale(layer, block) is not None:
-                raise InvalidInputError(
-                    f"What follows the feed-forward of {self._capture.store.model.name} scales each position, and is not "
-                    "computed for permuted embeddings. Choose `regions` pixels."
-                )
-            return lambda nouns: activations[nouns, columns]
+            of_nouns = self._scales.get(layer) if self._with_scale else None
+            if of_nouns is None:
+                return lambda nouns: activations[nouns, columns]
+            return lambda nouns: activations[nouns, columns] * of_nouns[nouns, None]
         values = read_block(self._capture, layer, block, self._site)
         scale = self._scale(layer, block)
         if scale is None:
@@ -99,8 +98,12 @@ class Ranker:
 
     def _scale(self, layer: int, block: int) -> NDArray[np.float32] | None:
         """What the slots of a block multiply the write vectors of a layer with [token]; None for 1, or where it is left out."""
-        with_scale = self._with_weights and self._result.settings.gain
-        return block_scale(self._capture, layer, block) if with_scale else None
+        return block_scale(self._capture, layer, block) if self._with_scale else None
+
+    @property
+    def _with_scale(self) -> bool:
+        """Whether scores are exact contributions: the paper's form leaves scales out as it does the gain."""
+        return self._with_weights and self._result.settings.gain
 
     def _products(self, layer: int, width: int) -> Callable[[NDArray[np.int64]], NDArray[np.float32] | float]:
         """A function: numbers of distinct tokens → what each neuron's activation is multiplied with [token, neuron]."""

@@ -123,11 +123,7 @@ def evaluate_naica(
     """
     settings = settings or EvaluationSettings()
     values, of_queries = check_labels(attributions, settings)
-    if attributions.site != "mlp.post":
-        raise InvalidInputError(
-            f"MLP neurons are scaled to evaluate them, and capture {attributions.capture.record.name!r} attributes to "
-            f"{attributions.site}. Name a capture made at mlp.post."
-        )
+    attributions.expect_neurons("MLP neurons are scaled to evaluate them")
     store = attributions.store
     check_model(store.folder, store.model.fingerprint, fingerprint_of(model), model.spec.name)
     trials = Trials(attributions)

@@ -23,6 +23,7 @@ from actstore.engine.workers.scan import HERE, Scan, is_here
 from actstore.kernels.cluster_inverse.api import Clusters, Frequency, cluster_frequency, cluster_inverse, threshold
 from actstore.store.arguments import Typed
 from actstore.store.capture.questions.attribution_kinds import KINDS
+from actstore.store.capture.tokens.write_scale import scale_sentences
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -213,6 +214,8 @@ def _warnings(attributions: Attributions, totals: NDArray[np.float64], settings:
             f"In {_count(n_below)} the attributions of all neurons add up to less than zero, and are divided by the sum of "
             "their magnitudes instead."
         )
+    if KINDS[settings.attribution].uses_weights:
+        warnings += scale_sentences(attributions.capture)
     return tuple(sentence for sentence in warnings if sentence)
 
 

@@ -29,7 +29,7 @@ def questions_page(
     answer = NaicaMethod(store)(
         by=by or None, method=method, attribution=attribution, k=NEURONS, capture=capture, device="cpu"
     )
-    layers = count_by_layer(answer.details, opened.capture.record.layers("mlp.post"), by or None)
+    layers = count_by_layer(answer.details, opened.capture.record.layers(opened.site), by or None)
     heading = answer.table.column_names[0]
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in answer.table.to_pylist():

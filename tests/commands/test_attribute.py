@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from tiny_masked import save_bert, save_esm
 
 from actstore.engine.naica.knowledge import Refinement, knowledge_neurons
 from actstore.engine.naica.stored_knowledge import knowledge_neurons_of
@@ -152,3 +153,54 @@ def test_mistakes_of_knowledge(cli: Callable[..., Result], path: Path, arguments
     done = cli("knowledge", path, *arguments)
     assert done.status == 2
     assert message in done.err
+
+
+@pytest.mark.parametrize(("family", "scope"), [("bert", "position"), ("esm", "position"), ("esm", "sequence")])
+def test_masked_models_from_the_questions_to_the_neurons(
+    cli: Callable[..., Result], tmp_path: Path, family: str, scope: str
+) -> None:
+    """`attribute`, `knowledge`, `naica` and `naica evaluate`, each from the command line, on words and on residues."""
+    model = save_bert(tmp_path / "m") if family == "bert" else save_esm(tmp_path / "m")
+    rows: list[dict[str, Any]] = [
+        {"id": "france", "cloze": ["the capital of france is [MASK] .", "[MASK] is the capital of france"],
+         "options": ["paris", "rome"], "answer": "paris", "of": "capital"},
+        {"id": "italy", "cloze": ["the capital of italy is [MASK] ."], "options": ["paris", "rome"], "answer": "rome",
+         "of": "capital"},
+        {"id": "lies", "cloze": "rome [MASK] in italy .", "options": ["lies", "france"], "answer": "lies", "of": "kind"},
+        {"id": "city", "cloze": "rome is a big [MASK] .", "options": ["city", "in"], "answer": "city", "of": "kind"},
+    ]  # fmt: skip
+    if family == "esm":
+        sequence = "MKTAYIAKQRQISFVKSHFSRQ"
+        rows = [
+            {"id": f"p{i}", "sequence": sequence[i:], "position": [1 + i, 5 + i], "of": "ab"[i % 2]} for i in range(4)
+        ]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    store = tmp_path / "store"
+    done = cli(
+        "attribute", model, tmp_path / "q.jsonl", store, "--label", "of", "--steps", 4, "--scope", scope, "--json"
+    )
+    assert done.status == 0, done.err
+    made = Attributions(Store(store).capture())
+    scores = [made.scores_of(query, "ig") for query in range(4)]
+    for row, asked, of_query in zip(json.loads(done.out)["queries"], rows, scores, strict=True):
+        assert (row["query"], row["labels"]) == (asked["id"], {"of": asked["of"]})
+        best = int(of_query.sum(0).argmax())
+        assert row["neurons"][0]["neuron"] == made.neuron_names(np.array([best]))[0]
+        assert row["neurons"][0]["score"] == pytest.approx(float(of_query.sum(0)[best]), rel=1e-5)
+    found = json.loads(cli("knowledge", store, "--json").out)["queries"]
+    for row, of_query in zip(found, scores, strict=True):
+        expected = made.neuron_names(knowledge_neurons(of_query, Refinement()).neurons)
+        assert row["neurons"] == expected
+    naica = json.loads(cli("naica", store, "--by", "of", "--u", 1, "--json").out)
+    assert set(naica["labels"]) == {row["of"] for row in rows}
+    for row, of_query in zip(naica["queries"], scores, strict=True):
+        total = of_query.sum(0)
+        cluster = np.flatnonzero(total > 0.2 * total.max())
+        assert {neuron["neuron"] for neuron in row["neurons"]} <= set(made.neuron_names(cluster))
+    arguments = ("naica", "evaluate", store, "--by", "of", "--seeds", 1, "--protocol", "query", "--method", "naica")
+    evaluated = cli(*arguments, "--json")
+    if scope == "sequence":
+        assert evaluated.status == 2
+        assert "attributes to the activations of whole sequences" in evaluated.err
+    else:
+        assert evaluated.status == 0, evaluated.err

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.layout import GENERATED, IMAGE, TEXT
+from actstore.store.layout import GENERATED, IMAGE, SPECIAL, TEXT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -54,8 +54,8 @@ class Positions:
     def kept(self, modality: NDArray[np.uint8], n_prompt: int) -> NDArray[np.int32]:
         """The kept positions, ascending.
 
-        `generated`: those that predict a token of the answer; of text also the answer's last, so that what is read of a
-        capture as `generated` or `predicting` is all there.
+        `generated`: those that predict a token of the answer, and the answer's last: what is read of a capture as `generated`
+        or `predicting` is all there. Of images not where that is the token that ends it, which counts as no part of an answer.
         """
         length = len(modality)
         kept = np.zeros(length, bool)
@@ -63,7 +63,8 @@ class Positions:
         if "all" in self._names:
             kept[:] = True
         if "generated" in self._names and n_prompt < length:
-            kept[max(n_prompt - 1, 0) : length - 1 if self._of_images else length] = True
+            ends = self._of_images and modality[-1] == SPECIAL
+            kept[max(n_prompt - 1, 0) : length - 1 if ends else length] = True
         if "image" in self._names:
             kept |= modality == IMAGE
         if "last" in self._names:

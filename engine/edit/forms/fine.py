@@ -19,6 +19,7 @@ from actstore.engine.edit.settings import FineSettings
 from actstore.engine.edit.weights import check_editable
 from actstore.engine.models.intervene import intervened
 from actstore.engine.models.patching import weights_without_gradients
+from actstore.engine.models.writing.scales import read_scales
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.directions import WriteDirections
 
@@ -61,8 +62,9 @@ def language_layers(reader: Reader) -> list[int]:
 def locate(reader: Reader, tasks: Sequence[Task], settings: FineSettings) -> Neurons:
     """The neurons that contribute most to the model's present prediction at the positions that predict the edited tokens.
 
-    The contribution is the direct one, `a · w · (γ ⊙ u)`: 1/rms is left out because it is the same for all neurons at a
-    position and cannot change their order. Raises `InvalidInputError` where no layer is left.
+    The contribution is the direct one, `a · s · w · (γ ⊙ u)`, s what the position multiplies the layer's output with: 1/rms is
+    left out because it is the same for all neurons at a position and cannot change their order. Raises `InvalidInputError`
+    where no layer is left.
     """
     model = reader.model
     every_layer = language_layers(reader)
@@ -90,11 +92,14 @@ def locate(reader: Reader, tasks: Sequence[Task], settings: FineSettings) -> Neu
     for task in tasks:
         positions = torch.from_numpy(task.positions[task.edited])
         with torch.inference_mode(), intervened(model, {layer: record(layer) for layer in layers}):
-            logits = model.model(**reader.arguments([task.reading]), use_cache=False).logits[0].cpu()
+            arguments = reader.arguments([task.reading])
+            logits = model.model(**arguments, use_cache=False).logits[0].cpu()
+        scales = read_scales(model, arguments, layers)
         direction = directions.targets(logits[positions].argmax(1).tolist()).cpu()
-        scores = [
-            activations[layer][0].cpu()[positions].float() * (direction @ vectors[layer].T) for layer in layers
-        ]  # each [position, neuron]
+        scores = []  # each [position, neuron]
+        for layer in layers:
+            score = activations[layer][0].cpu()[positions].float() * (direction @ vectors[layer].T)
+            scores.append(score * scales[layer][0, positions, None] if layer in scales else score)
         flat = torch.cat(scores, dim=1)
         for row in flat.topk(min(settings.per_position, flat.shape[1]), dim=1).indices.tolist():
             for number in row:

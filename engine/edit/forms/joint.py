@@ -28,6 +28,7 @@ from actstore.engine.edit.requests.examples import find_examples
 from actstore.engine.edit.rows import group_by_layer, make_edit
 from actstore.engine.edit.weights import check_editable, edited
 from actstore.engine.edit.words import find_replacement, starts_of, tokens_of
+from actstore.store.capture.tokens.write_scale import scale_sentences
 from actstore.store.edits import Edit, RowPair
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import read_rows
@@ -71,13 +72,12 @@ def make(capture: Capture, name: str, settings: RewriteSettings, reader: Reader 
     return _joint(capture, name, wanted, reader, find_examples(capture, wanted, reader, replacement), replacement)
 
 
-def _check_unscaled(capture: Capture, layers: Sequence[int]) -> None:
-    """`InvalidInputError` where a norm or a weight follows the write vectors: the model's positions are read without them."""
-    of_model = capture.store.model.layers
-    if scaled := [layer for layer in layers if of_model[layer].scaled_by]:
+def _check_scales(capture: Capture, layers: Sequence[int]) -> None:
+    """`InvalidInputError` where the controls lack what scales them: beside the model's positions they would weigh too much."""
+    if approximate := scale_sentences(capture, layers):
         raise InvalidInputError(
-            f"What follows the feed-forward of {capture.store.model.name} (layer {scaled[0]}) scales each position, which the "
-            "least-norm form of prompts and of several tokens does not take into account. Choose `method` fine."
+            "The least-norm form of prompts and of several tokens needs what scales each position after the feed-forward. "
+            f"{' '.join(approximate)} Or choose `method` fine."
         )
 
 
@@ -86,7 +86,7 @@ def _joint(
 ) -> Edit:  # fmt: skip
     least = settings.least_norm
     layers = editable_layers(capture, Stream(capture), least)
-    _check_unscaled(capture, layers)
+    _check_scales(capture, layers)
     targets = read_targets(reader, examples.tasks, layers)
     problem = JointProblem(capture, targets, least, _own_positions(capture, settings, examples, targets, replacement))
     neurons = _select(problem, _sets(problem, layers), _held_out_targets(examples, targets))
@@ -244,7 +244,7 @@ def _edit(
     rows: dict[int, tuple[Sequence[int], RowPair]] = {}
     for layer, delta in fit.deltas().items():
         before = read_rows(capture.folder, f"layer-{layer}", "write_vectors", fit.neurons[layer])
-        rows[layer] = fit.neurons[layer], RowPair(before, before.double() + delta)
+        rows[layer] = fit.neurons[layer], RowPair(before, before.double() + problem.stream.written(layer, delta))
     n_controls = sum(len(block.slots) for block in problem.blocks)
     fields: dict[str, Any] = asdict(settings.least_norm) | examples.fields | {
         "n_positions": len(problem.targets), "n_controls": n_controls,

@@ -80,7 +80,7 @@ def least_norm(capture: Capture, old: str, new: str, name: str, settings: LeastN
     for layer, indices in fit.neurons.items():
         c = torch.from_numpy(fit.coefficients[first : first + len(indices)])
         before = read_rows(capture.folder, f"layer-{layer}", "write_vectors", indices)
-        rows[layer] = (indices, RowPair(before, before.double() + c[:, None] * problem.written(layer, fit.v)))
+        rows[layer] = (indices, RowPair(before, before.double() + c[:, None] * problem.stream.written(layer, fit.v)))
         first += len(indices)
     recorded = asdict(settings) | {
         "capture": capture.record.name, "from": replacement.old_text, "to": replacement.new_text,

@@ -17,7 +17,6 @@ from actstore.engine.edit.forms.stream import Stream
 from actstore.engine.edit.settings import MARGIN
 from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError
-from actstore.store.model.weights import read_post_norm
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,8 +39,6 @@ SAFE: Final = 1.0
 """How far below the largest the new word's logit should stay where the old word is not predicted."""
 FAR_WEIGHT: Final = 0.1
 """Weight of a position of the old word that is moved farther than needed, relative to one that is not."""
-LEAST_GAIN: Final = 1e-3
-"""Of a norm after the feed-forward, relative to its largest: a write would have to be longer by as much."""
 CACHED_BYTES: Final = 1 << 29
 _ROW_BY_ROW: Final = 16
 """Up to this number of neurons of a layer are read row by row; beyond, the whole block."""
@@ -130,22 +127,6 @@ class Problem:
                 return inputs
             cached[block.block] = inputs
         return cached[block.block]
-
-    def written(self, layer: int, v: Tensor) -> Tensor:
-        """What has to be added to a write vector of a layer for `v` to be added to the stream, but for the scale there.
-
-        `InvalidInputError` where the norm after the layer lets no such vector through.
-        """
-        post_norm = read_post_norm(self.capture.folder, layer)
-        if not post_norm:
-            return v
-        gain = post_norm["post_gain"].to(v)
-        if post_norm["post_centres"] or float(gain.abs().min()) < LEAST_GAIN * float(gain.abs().max()):
-            raise InvalidInputError(
-                f"The norm after layer {layer} of {self.capture.store.model.name} keeps parts of a write from the residual "
-                "stream, and the least-norm form cannot make up for them. Choose another `method`."
-            )
-        return v / gain
 
     def fit(self, neurons: dict[int, list[int]], documents: Documents = Documents.ALL) -> NDArray[np.float64]:
         """The coefficients of a set of neurons [neuron], by the normal equations, over some of the documents.

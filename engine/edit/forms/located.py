@@ -96,6 +96,7 @@ def stored_knowledge(
     `InvalidInputError` for a query that is not among them, and where there are no attributions.
     """
     attributions = open_attributions(Captures(folder), settings.knowledge.questions)
+    attributions.expect_neurons("The rows of MLP neurons are edited")
     names = attributions.queries["query"].to_pylist()
     if missing := [name for name in settings.knowledge.queries if name not in names]:
         raise InvalidInputError(

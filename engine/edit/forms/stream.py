@@ -6,7 +6,7 @@ Needs a capture of `mlp.post` and of the last layer's `resid.post`, and no model
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.errors import InvalidInputError
 from actstore.store.layout import SPECIAL
 from actstore.store.model.directions import WriteDirections
-from actstore.store.model.weights import read_weights
+from actstore.store.model.weights import read_post_norm, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from actstore.store.reader import Capture
 
+LEAST_GAIN: Final = 1e-3
+"""Of a norm after the feed-forward, relative to its largest: a write would have to be longer by as much."""
 _TILE_BYTES = 1 << 27
 
 
@@ -92,6 +94,22 @@ class Stream:
         """What one unit of `v`, written to the stream, adds to each logit × rms [vocabulary]."""
         written = v - v.mean() if self.norm.centres else v
         return (self.unembedding @ (self.gain * written.float())).float()
+
+    def written(self, layer: int, v: Tensor) -> Tensor:
+        """What has to be added to write vectors of a layer for `v` [… , d_model] to be added to the stream, but for the scale.
+
+        `InvalidInputError` where the norm after the layer lets no such vector through.
+        """
+        post_norm = read_post_norm(self.capture.folder, layer)
+        if not post_norm:
+            return v
+        gain = post_norm["post_gain"].to(v)
+        if post_norm["post_centres"] or float(gain.abs().min()) < LEAST_GAIN * float(gain.abs().max()):
+            raise InvalidInputError(
+                f"The norm after layer {layer} of {self.capture.store.model.name} keeps parts of a write from the residual "
+                "stream, and the least-norm form cannot make up for them. Choose another `method`."
+            )
+        return v / gain
 
     def hidden(self, block: int, slots: NDArray[np.int64]) -> tuple[Tensor, NDArray[np.float64]]:
         """What the head reads at slots of a block [token, d_model], and 1 / rms there [token].

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from actstore.engine.models.intervene import intervened
+from actstore.engine.models.writing.scales import read_scales
 from actstore.store.model.weights import final_norm_of
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Targets:
     inverse_rms: NDArray[np.float64]
     """1 / rms of the stream that the final norm reads; 1 without a norm; [position]."""
     activations: dict[int, NDArray[np.float32]]
-    """Layer → [position, neuron]."""
+    """Layer → [position, neuron], times the scale of the layer's output there, as a capture's are read."""
 
     @property
     def top(self) -> NDArray[np.int64]:
@@ -64,12 +65,17 @@ def read_targets(reader: Reader, tasks: Sequence[Task], layers: Sequence[int]) -
         stream: list[Tensor] = []
         changes = {layer: _recorder(values, layer) for layer in layers}
         with torch.inference_mode(), intervened(reader.model, changes), _final_norm_input(reader, stream):
-            output = reader.model.model(**reader.arguments([task.reading]), use_cache=False).logits
+            arguments = reader.arguments([task.reading])
+            output = reader.model.model(**arguments, use_cache=False).logits
+        scales = read_scales(reader.model, arguments, layers)
         logits.append(output[0, positions.to(output.device)].float().cpu())
         inverse.append(_inverse_rms(reader, stream, positions))
         for layer in layers:
             rows = values[layer].reshape(-1, values[layer].shape[-1])[positions.to(values[layer].device)]
-            parts[layer].append(rows.float().cpu().numpy())
+            scaled = rows.float().cpu()
+            if layer in scales:
+                scaled = scaled * scales[layer][0, positions, None]
+            parts[layer].append(scaled.numpy())
     counts = [int(task.edited.sum()) for task in tasks]
     return Targets(
         np.concatenate([task.targets[task.edited] for task in tasks]).astype(np.int64),

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def read_cases(path: str | Path, rows: Sequence[int] = (), images: str | Path | None = None) -> list[Case]:
     """The cases of a file, those of its requests among them.
 
-    A case has `prompt`, `kind`, `target` or `answer`, and optionally `image`. Images are relative to the folder `images`, by
-    default the file's. `rows`: numbers of rows, from 1; all where empty. `InvalidInputError` naming the row for anything else.
+    A case has `prompt`, `kind`, `target` or `answer`, and optionally `image` and `other`, an answer that should be less
+    probable. Images are relative to the folder `images`, by default the file's. `rows`: numbers of rows, from 1; all where
+    empty. `InvalidInputError` naming the row for anything else.
     """
     cases: list[Case] = []
     for where, row, folder in _rows(path, rows, images):
@@ -137,4 +138,9 @@ def _case(value: dict[str, Any], where: str, folder: Path) -> Case:
     image = value.get("image")
     if image is not None and not isinstance(image, str):
         raise InvalidInputError(f"{where}: an image is a path, found {image!r}.")
-    return Case(value["prompt"], kind, answer, None if image is None else folder / image, where)
+    other = value.get("other")
+    if other is not None and (not isinstance(other, str) or not other or answer is None):
+        raise InvalidInputError(
+            f"{where}: `other` is the text that the target should be more probable than, found {other!r:.60}."
+        )
+    return Case(value["prompt"], kind, answer, None if image is None else folder / image, where, other)

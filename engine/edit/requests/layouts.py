@@ -86,9 +86,9 @@ def _pairs(value: object, name: str, where: str, *, optional_answer: bool) -> It
 
 def _read_plain(row: Row, where: str, images: Path) -> Request:
     image, target = _image(row.get("image"), "image", where, images), _text(row, "target", where)
-    prompts = _texts(row["prompt"], "prompt", where)
+    prompts, other = _texts(row["prompt"], "prompt", where), None if "other" not in row else _text(row, "other", where)
     tests = [
-        Case(text, "text-generality", target, image, where)
+        Case(text, "text-generality", target, image, where, other)
         for text in _texts(row.get("paraphrases"), "paraphrases", where)
     ]
     for path in _texts(row.get("images"), "images", where):
@@ -106,7 +106,7 @@ def _read_plain(row: Row, where: str, images: Path) -> Request:
     subject = row.get("subject")
     if subject is not None:
         _text(row, "subject", where)
-    return Request(tuple(prompts), target, subject, image, tuple(tests), where)
+    return Request(tuple(prompts), target, subject, image, tuple(tests), where, other)
 
 
 def _read_counterfact(row: Row, where: str, images: Path) -> Request:
@@ -121,17 +121,20 @@ def _read_counterfact(row: Row, where: str, images: Path) -> Request:
     # ROME's rewriting of zsRE into this layout has no true answer, but the end of a text in its place.
     known = None if old.startswith("<|") else _after_blank(old)
     tests = [
-        Case(text, "text-generality", target, None, where)
+        Case(text, "text-generality", target, None, where, known)
         for text in _texts(row.get("paraphrase_prompts"), "paraphrase_prompts", where)
     ]
     for name, answer in (("neighborhood_prompts", known), ("attribute_prompts", target)):
         for text, own in _pairs(row.get(name, []), name, where, optional_answer=True):
-            tests.append(Case(text, "text-locality", answer if own is None else _after_blank(own), None, where))
+            # A neighbour should still say what is true of both; what has the new attribute anyway has no other answer.
+            other = target if own is None and answer is not None and answer != target else None
+            answer_here = answer if own is None else _after_blank(own)
+            tests.append(Case(text, "text-locality", answer_here, None, where, other))
     tests += [
         Case(text, "fluency", None, None, where)
         for text in _texts(row.get("generation_prompts"), "generation_prompts", where)
     ]
-    return Request((prompt.replace("{}", subject),), target, subject, None, tuple(tests), where)
+    return Request((prompt.replace("{}", subject),), target, subject, None, tuple(tests), where, known)
 
 
 def _read_zsre(row: Row, where: str, images: Path) -> Request | None:

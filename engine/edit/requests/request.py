@@ -24,10 +24,12 @@ class Case:
     image: Path | None
     where: str
     """File and line, for messages."""
+    other: str | None = None
+    """The answer that this one should be more probable than: of CounterFact the old one, of its neighbours the new one."""
 
     def to_json(self) -> dict[str, Any]:
         """As the record of an edit keeps it."""
-        return {**vars(self), "image": None if self.image is None else str(self.image)}
+        return _without_other({**vars(self), "image": None if self.image is None else str(self.image)})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Case:
@@ -50,6 +52,8 @@ class Request:
     """Cases that the edit is not made from."""
     where: str = "the request"
     """File and line, for messages."""
+    other: str | None = None
+    """What the target should be more probable than, such as what is true."""
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(isinstance(text, str) and text for text in self.prompts):
@@ -59,14 +63,14 @@ class Request:
 
     def cases(self) -> tuple[Case, ...]:
         """The prompts as cases of reliability, and the tests."""
-        own = (Case(prompt, "reliability", self.target, self.image, self.where) for prompt in self.prompts)
+        own = (Case(prompt, "reliability", self.target, self.image, self.where, self.other) for prompt in self.prompts)
         return (*own, *self.tests)
 
     def to_json(self) -> dict[str, Any]:
         """As the record of an edit keeps it."""
         image = None if self.image is None else str(self.image)
         tests = [case.to_json() for case in self.tests]
-        return {**vars(self), "prompts": list(self.prompts), "image": image, "tests": tests}
+        return _without_other({**vars(self), "prompts": list(self.prompts), "image": image, "tests": tests})
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Request:
@@ -74,6 +78,11 @@ class Request:
         image = None if value["image"] is None else Path(value["image"])
         tests = tuple(Case.from_json(case) for case in value["tests"])
         return cls(**{**value, "prompts": tuple(value["prompts"]), "image": image, "tests": tests})
+
+
+def _without_other(described: dict[str, Any]) -> dict[str, Any]:
+    """Without the other answer where there is none, as earlier versions wrote it."""
+    return described if described["other"] is not None else {k: v for k, v in described.items() if k != "other"}
 
 
 def cases_of(requests: Iterable[Request]) -> tuple[Case, ...]:

@@ -24,6 +24,11 @@ def attributed_site(record: CaptureRecord) -> str:
     return str(record.settings.get("site", ACTIVATION))
 
 
+def attributed_scope(record: CaptureRecord) -> str:
+    """Which activations a capture attributes to: "position", where the answer is predicted, or all of its "sequence"."""
+    return str(record.settings.get("scope", "position"))
+
+
 @dataclass(frozen=True)
 class AttributionKind:
     """One kind of score of a neuron for a prompt."""

@@ -14,8 +14,9 @@ import numpy as np
 
 from actstore.store.calls import checks
 from actstore.store.capture.questions.answers import Answers, has_attributions
-from actstore.store.capture.questions.attribution_kinds import ACTIVATION, KINDS, attributed_site
+from actstore.store.capture.questions.attribution_kinds import ACTIVATION, KINDS, attributed_scope, attributed_site
 from actstore.store.capture.statistics.capture_statistics import layer_offsets
+from actstore.store.capture.tokens.write_scale import block_scale
 from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.layout import weights_key
 from actstore.store.neurons import NeuronIndex
@@ -57,6 +58,8 @@ class Attributions(Answers):
         super().__init__(capture)
         self.site = attributed_site(capture.record)
         """Whose activations were attributed to."""
+        self.scope = attributed_scope(capture.record)
+        """Which activations were attributed to: those where the answer is predicted, or those of the whole sequence."""
         self._offsets = layer_offsets(capture.record, self.site)
         self._numbering = NeuronIndex(capture.record.layers(self.site))
         self.n_neurons = len(self._numbering)
@@ -74,9 +77,10 @@ class Attributions(Answers):
         """The kinds of scores that this capture gives, of those in `attribution_kinds.KINDS`.
 
         "gradient" is gradient × activation. "contribution" is what a neuron adds to the logit of the right letter,
-        `ā · w · (γ ⊙ u)` (w without its mean where the final norm takes it away), but for 1 / rms of the residual stream,
-        one factor per prompt; it needs the store's weights. At a mask there is none: heads of masked models transform the
-        stream before the unembedding.
+        `ā · s · w · (γ ⊙ u)` (w without its mean where the final norm takes it away, s what the position multiplies the
+        layer's output with), but for 1 / rms of the residual stream, one factor per prompt; it needs the store's weights. At a
+        mask there is none: heads of masked models transform the stream before the unembedding. Of a whole sequence there are
+        no gradients, and no contributions.
         """
         sites = self.capture.record.sites
         folder = self.capture.folder
@@ -84,6 +88,7 @@ class Attributions(Answers):
         has_weights = (
             self.site == ACTIVATION
             and not self.at_mask
+            and self.scope == "position"
             and all(is_readable(folder, weights_key(part)) for part in parts)
         )
         return tuple(
@@ -100,6 +105,16 @@ class Attributions(Answers):
     def at_mask(self) -> bool:
         """Whether scores are at the masks of prompts, and not at their last positions."""
         return self.capture.record.plan.settings.get("positions") == "mask"
+
+    def expect_neurons(self, use: str) -> None:
+        """Raise `InvalidInputError` unless scores are of MLP neurons where the answer is predicted, as `use` takes them."""
+        if self.site == ACTIVATION and self.scope == "position":
+            return
+        what = self.site if self.site != ACTIVATION else "the activations of whole sequences"
+        raise InvalidInputError(
+            f"{use}, and capture {self.capture.record.name!r} attributes to {what}. Name a capture made at mlp.post, of the "
+            "position alone."
+        )
 
     def locate(self, flat: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Layers, and indices in them, of neurons by their place among all attributed ones."""
@@ -179,6 +194,11 @@ class Attributions(Answers):
                 f"Scores of kind {kind!r} are what MLP neurons write, and capture {self.capture.record.name!r} attributes to "
                 f"{self.site}. Choose one of {', '.join(self.kinds)}."
             )
+        if self.scope != "position" and kind != "ig":
+            raise InvalidInputError(
+                f"Capture {self.capture.record.name!r} attributes to whole sequences, which have no scores of kind {kind!r}. "
+                f"Choose one of {', '.join(self.kinds)}."
+            )
         if self.at_mask and KINDS[kind].uses_weights:
             raise InvalidInputError(
                 f"Scores of kind {kind!r} are terms of a logit that the residual stream alone decides, and the head of a "
@@ -209,6 +229,8 @@ class Attributions(Answers):
                 values = values * self._values(layer, block, site, len(documents))
             if KINDS[kind].uses_weights:
                 values = values * self._directions[self._target_row[documents], rows].T
+                if (scale := block_scale(self.capture, layer, block)) is not None:
+                    values = values * scale[: len(documents)]
             scores[:, rows] = values.T
         return scores
 

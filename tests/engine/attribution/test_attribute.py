@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from tiny_edits import make_editable
+from transformers import AutoModelForCausalLM
 
 from actstore.engine.attribution.attribute import AttributeReport, AttributeSettings, attribute
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
@@ -77,6 +79,41 @@ def test_what_is_stored_is_what_attribution_gives_bit_for_bit(made: Attributions
         products = found.gradient_times_activation()
         np.testing.assert_array_equal(gradient[row], np.concatenate(list(products.values())))
         assert made.prompts["probability"][row].as_py() == pytest.approx(found.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gated-tied", "plain-tied-biases", "plain-untied-biases", "normed"])
+def test_contributions_are_terms_of_the_logit(kind: str, tmp_path: Path) -> None:
+    """With embedding, attention and biases they add up to it, by plain hooks: under a norm after the feed-forward, too."""
+    make_editable(kind, tmp_path)
+    made = attribute(
+        str(tmp_path / "model"), questions(tmp_path / "q.jsonl", 3, prompts=["who?\n A. 1\n B. 2\nsay:"], answers=["B"]),
+        tmp_path / "attributed", steps=1,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").requires_grad_(False)
+    base = model.get_submodule(model.base_model_prefix)
+    blocks = next(getattr(base, name) for name in ("layers", "h") if hasattr(base, name))
+    norm = next(getattr(base, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(base, name))
+    written: list[Any] = []  # what each feed-forward adds to the stream at the last position
+    for block in blocks:
+        module = block.post_feedforward_layernorm if kind == "normed" else block.mlp
+        module.register_forward_hook(lambda _m, _args, output: written.append(output[0, -1].double()))
+    scores = whole(made, "contribution")
+    for row in range(made.prompts.num_rows):
+        written.clear()
+        model(torch.from_numpy(made.prompt_ids(row).astype(np.int64))[None])
+        towards = (norm.weight * model.get_output_embeddings().weight[made.prompts["target"][row].as_py()]).double()
+        towards = towards if kind in ("gated-tied", "normed") else towards - towards.mean()
+        for layer, added in enumerate(written):
+            projection = blocks[layer].mlp
+            bias = next(
+                (b for n, b in projection.named_parameters() if n.endswith("bias") and b.shape == added.shape), None
+            )
+            rest = 0.0 if bias is None else float(bias.double() @ towards)
+            own = float(scores[row, 24 * layer : 24 * layer + 24].astype(np.float64).sum())
+            assert own == pytest.approx(float(added @ towards) - rest, rel=1e-4, abs=1e-5)
+    (compared,) = refill_blocks(made.capture, 1)[0]
+    assert compared["largest_difference"] < 1e-5
+    assert (made.capture.record.write_scale == (0, 1)) == (kind == "normed")
 
 
 def test_answers_are_those_of_the_model(made: Attributions, tiny_model: Path) -> None:

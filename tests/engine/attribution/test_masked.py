@@ -177,6 +177,72 @@ def test_projections_of_attention_are_attributed_to(family: str, site: str, tmp_
     np.testing.assert_allclose(found.activations[1], clean.numpy(), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("site", ["mlp.post", "attn.k", "attn.z"])
+@pytest.mark.parametrize("family", ["bert", "esm"])
+def test_activations_of_a_whole_sequence_are_scaled_together(family: str, site: str, tmp_path: Path) -> None:
+    """Σ_positions ā / m · Σ_k ∂P((k / m) ā) / ∂ā, with ā [position, neuron] of all positions, written here."""
+    model = save_bert(tmp_path / "model") if family == "bert" else save_esm(tmp_path / "model")
+    path = written(tmp_path / "q.jsonl", CLOZE[2:] if family == "bert" else RESIDUES[:2])
+    made = attribute(str(model), path, tmp_path / "store", steps=STEPS, site=site, scope="sequence")
+    assert (made.scope, made.kinds) == ("sequence", ("ig", "activation"))
+    scores = np.concatenate([scores for _, scores in made.prompt_scores("ig")])
+    activations = np.concatenate([scores for _, scores in made.prompt_scores("activation")])
+    plain = AutoModelForMaskedLM.from_pretrained(model)
+    for number, row in enumerate(made.prompts.to_pylist()):
+        ids, at = torch.from_numpy(made.prompt_ids(number).astype(np.int64))[None], made.prompt_position(number)
+        expected, means = [], []
+        for layer in range(2):
+            block = getattr(plain, family).encoder.layer[layer]
+            before = {"mlp.post": block.output.dense, "attn.z": block.attention.output.dense}.get(site)
+            seen: list[torch.Tensor] = []
+            patched: list[torch.Tensor] = []
+
+            def change(values: torch.Tensor, seen: Any = seen, patched: Any = patched) -> torch.Tensor:
+                seen.append(values.detach())
+                return patched[-1] if patched else values
+
+            if before is not None:
+                handle = before.register_forward_pre_hook(lambda _, args, change=change: (change(args[0]),))
+            else:
+                key = block.attention.self.key
+                handle = key.register_forward_hook(lambda _, _args, output, change=change: change(output))
+            with torch.no_grad():
+                plain(ids)
+            clean, total = seen[0], torch.zeros_like(seen[0])
+            for k in range(1, STEPS + 1):
+                patched.append((k / STEPS * clean).requires_grad_())
+                p = plain(ids).logits[0, at].softmax(-1)[row["target"]]
+                total += torch.autograd.grad(p, patched[-1])[0]
+            handle.remove()
+            expected.append((clean * total / STEPS)[0].sum(0).numpy())
+            means.append(clean[0].mean(0).numpy())
+        reference = np.concatenate(expected)
+        np.testing.assert_allclose(scores[number], reference, rtol=5e-4, atol=2e-6 * np.abs(reference).max())
+        np.testing.assert_allclose(activations[number], np.concatenate(means), rtol=1e-4, atol=1e-6)
+
+
+def test_attributions_of_a_whole_sequence_say_what_they_are_not_for(tmp_path: Path) -> None:
+    model, path = save_esm(tmp_path / "esm"), written(tmp_path / "q.jsonl", RESIDUES)
+    made = attribute(str(model), path, tmp_path / "store", steps=2, scope="sequence", label_columns=("family",))
+    with pytest.raises(
+        InvalidInputError, match="attributes to whole sequences, which have no scores of kind 'gradient'"
+    ):
+        next(made.prompt_scores("gradient"))
+    with pytest.raises(
+        InvalidInputError, match=r"attributes to the activations of whole sequences\. Name a capture made at"
+    ):
+        evaluate_naica(load_model(model), made, EvaluationSettings(label="family", seeds=1))
+    store = actstore.open(tmp_path / "store")
+    with pytest.raises(
+        InvalidInputError, match="The rows of MLP neurons are erased, and capture 'questions' attributes to"
+    ):
+        store.edits.erase("family", "a", name="e")
+    with pytest.raises(InvalidInputError, match="`gradients` with a `scope` of 'sequence'"):
+        attribute(str(model), path, tmp_path / "store", name="x", scope="sequence", gradients=False)
+    with pytest.raises(InvalidInputError, match="`scope`"):
+        attribute(str(model), path, tmp_path / "store", name="x", scope="all")  # type: ignore[arg-type]
+
+
 def test_attributions_of_a_projection_are_stored_and_read_as_those_of_neurons(tmp_path: Path) -> None:
     model = save_esm(tmp_path / "esm")
     path = written(tmp_path / "q.jsonl", RESIDUES)

@@ -301,7 +301,7 @@ def test_a_least_norm_write_reaches_the_stream_through_the_norm(made: Any) -> No
     neurons = [2, 7, 30]
     moved = held.block_values(1, 0)[neurons][:, block.slots] * scale * float(v.square().sum()) * inverse_rms
     np.testing.assert_allclose(problem.inputs({1: neurons}, block), moved, rtol=1e-4, atol=1e-7)
-    behind = problem.written(1, v) * (1 + norms[0].weight.detach().double())
+    behind = problem.stream.written(1, v) * (1 + norms[0].weight.detach().double())
     np.testing.assert_allclose(behind.numpy(), v.numpy(), rtol=1e-6, atol=1e-9)
     values = held.block_values(1, 0)[:, block.slots[problem.targets(block)]]
     written = write_vectors(model, "gemma2", held.store.model.layers[1]) @ (gain * unembedding[top])

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
-from actstore.engine.edit.cases import Task, tasks_of_capture
+from actstore.engine.edit.cases import Task, tasks_of_capture, tasks_of_cases
 from actstore.engine.edit.evaluate import EvaluationOptions, evaluate_edit, own_tests
 from actstore.engine.edit.readings import CaptureReader, Reading
 from actstore.engine.edit.requests.files import read_cases, read_requests, requests_of
 from actstore.engine.edit.requests.request import Case, Request, recorded_requests
 from actstore.engine.edit.rewrite import default_name, rewrite, settings_of
-from actstore.engine.edit.scores import Snapshot, n_gram_entropy, score, summarise
+from actstore.engine.edit.scores import Snapshot, n_gram_entropy, score, snapshots, summarise
 from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.words import find_replacement
 from actstore.store.errors import InvalidInputError
@@ -77,6 +78,10 @@ def test_counterfact_is_read_as_it_is(tmp_path: Path) -> None:
         ("text-locality", "J.R.R. Tolkien is a native speaker of", " English"),
         ("fluency", "Danielle Darrieux was born in", None),
     ]
+    assert request.other == " French"
+    assert [case.other for case in request.cases()] == [" French", " French", " English", None, None]
+    assert [Request.from_json(one.to_json()) for one in (request,)] == [request]
+    assert "other" not in Request(("a",), " b").to_json()
 
 
 def test_zsre_is_read_as_it_is(tmp_path: Path) -> None:
@@ -168,6 +173,42 @@ def test_fluency_is_the_entropy_of_bigrams_and_trigrams_in_bits() -> None:
     assert n_gram_entropy("one, two") == pytest.approx(
         (2 / 3 * 1.0 + 0) / 2
     )  # "one" "," "two": two bigrams, one trigram
+
+
+def test_the_more_probable_of_two_answers_is_told_by_the_mean_log_probability_of_tokens(
+    fact_capture: Capture, fact_reader: Reader
+) -> None:
+    """CounterFact's scores (Meng et al. 2022) by a plain run of the model on each of the two texts."""
+    prompt = "Question: What is the capital of Germany?\nResponse:"
+    pairs = [(" Berlin", " Oslo and Rome"), (" Oslo and Rome", " Berlin"), (" Oslo", " Rome and Oslo")]
+    cases = [Case(prompt, "reliability", answer, None, "x", other) for answer, other in pairs]
+    cases.append(Case(prompt, "reliability", " Berlin", None, "x"))
+    tasks = tasks_of_cases(fact_reader, cases)
+    rows = [score(task, one, one) for task, one in zip(tasks, snapshots(fact_reader, tasks), strict=True)]
+
+    def mean_log_p(answer: str) -> float:
+        reading = fact_reader.read(prompt, answer)
+        with torch.inference_mode():
+            log_p = (
+                fact_reader.model.model(torch.from_numpy(reading.ids.astype(np.int64))[None]).logits[0].log_softmax(-1)
+            )
+        targets = torch.from_numpy(reading.ids[reading.n_prompt :].astype(np.int64))
+        return float(log_p[reading.n_prompt - 1 : -1].gather(1, targets[:, None]).mean())
+
+    expected = [float(mean_log_p(answer) > mean_log_p(other)) for answer, other in pairs]
+    assert expected[:2] == [1, 0]
+    assert [row["preferred"] for row in rows[:3]] == expected
+    assert math.isnan(rows[3]["preferred"])
+    summary = summarise(rows)["by_kind"]["reliability"]
+    assert (summary["cases"], summary["preferred"]) == (4, pytest.approx(sum(expected) / 3))
+
+
+@pytest.mark.parametrize("row", [{"other": ""}, {"other": 3}])
+def test_an_other_answer_is_a_text(tmp_path: Path, row: dict[str, object]) -> None:
+    case = {"prompt": "a", "kind": "reliability", "target": " b"}
+    assert read_cases(write(tmp_path / "a.jsonl", case | {"other": " c"}))[0].other == " c"
+    with pytest.raises(InvalidInputError, match="`other` is the text that the target should be more probable than"):
+        read_cases(write(tmp_path / "a.jsonl", case | row))
 
 
 def test_positions_inside_questions_are_reported_apart(fact_capture: Capture, fact_reader: Reader) -> None:

@@ -9,11 +9,13 @@ import pytest
 import torch
 from tiny_edits import CONFIGS, make_editable
 
+from actstore.engine.capture import corpus_run
 from actstore.engine.edit.cases import tasks_of_cases
+from actstore.engine.edit.forms.fine import locate
 from actstore.engine.edit.forms.located import _with_image
 from actstore.engine.edit.requests.request import Case, Request
 from actstore.engine.edit.rewrite import rewrite
-from actstore.engine.edit.settings import KnowledgeSettings, LeastNormSettings, RewriteSettings
+from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 from actstore.engine.edit.weights import edited
 from actstore.store.errors import InvalidInputError
 
@@ -37,9 +39,18 @@ def editable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, capture, reader
 
 
+@pytest.fixture(scope="module")
+def normed(tmp_path_factory: pytest.TempPathFactory) -> Editable:
+    """The same of a model with a norm after each feed-forward."""
+    return "normed", *make_editable("normed", tmp_path_factory.mktemp("normed"))
+
+
+GATED = ("llama", "olmo2")
+
+
 def blocks_of(model: Any) -> list[Any]:
     """The output projections of the feed-forwards, by layer."""
-    if model.config.model_type == "llama":
+    if model.config.model_type in GATED:
         return [layer.mlp.down_proj for layer in model.model.layers]
     if model.config.model_type == "gpt2":
         return [layer.mlp.c_proj for layer in model.transformer.h]
@@ -54,7 +65,7 @@ def rows_of(model: Any, layer: int) -> torch.Tensor:
 
 def final_norm(model: Any) -> Any:
     """The norm before the head."""
-    if model.config.model_type == "llama":
+    if model.config.model_type in GATED:
         return model.model.norm
     return model.transformer.ln_f if model.config.model_type == "gpt2" else model.gpt_neox.final_layer_norm
 
@@ -62,7 +73,7 @@ def final_norm(model: Any) -> Any:
 def towards(model: Any, token: int) -> torch.Tensor:
     """γ ⊙ u, without its mean where the final norm takes that away."""
     direction = final_norm(model).weight.detach() * model.get_output_embeddings().weight.detach()[token]
-    return direction if model.config.model_type == "llama" else direction - direction.mean()
+    return direction if model.config.model_type in GATED else direction - direction.mean()
 
 
 def run(
@@ -159,13 +170,17 @@ def test_where_images_are_read_every_step_is_a_pass_with_the_same_result(editabl
         np.testing.assert_allclose(activations[layer], clean[layer].numpy(), rtol=1e-5, atol=1e-7)
 
 
-def test_the_joint_least_norm_edit_of_several_tokens_is_the_smallest_that_meets_all_margins(editable: Editable) -> None:
+@pytest.mark.parametrize("kind", [*CONFIGS, "normed"])
+def test_the_joint_least_norm_edit_of_several_tokens_is_the_smallest_that_meets_all_margins(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """Without controls and ridge: δ = A⁺ z* V, the least-norm solution of one equation per token of the target.
 
-    Of the last layer, whose write reaches the head as it is: A are activations over rms, V the directions, and z* puts each
-    target the margin above what is largest there.
+    Of the last layer, whose write reaches the head as it is, or through a norm: A are activations over rms, times 1 / rms of
+    what that norm reads, V the directions, over that norm's gain, and z* puts each target the margin above what is largest
+    there.
     """
-    _, capture, reader = editable
+    capture, reader = request.getfixturevalue("normed")[1:] if kind == "normed" else make_editable(kind, tmp_path)
     model: Any = reader.model.model
     neurons = tuple((1, n) for n in range(24))
     least = LeastNormSettings(control=0.0, ridge=0.0, rounds=0, margin=1.5, neurons=neurons)
@@ -187,28 +202,43 @@ def test_the_joint_least_norm_edit_of_several_tokens_is_the_smallest_that_meets_
     assert len(set(target)) == len(target) > 1
     streams: list[torch.Tensor] = []
     handle = final_norm(model).register_forward_pre_hook(lambda _m, args: streams.append(args[0][0, -1].detach()))
+    written: list[torch.Tensor] = []
+    post_norm = getattr(model.model.layers[1], "post_feedforward_layernorm", None) if kind == "normed" else None
+    handles = [handle]
+    if post_norm is not None:
+        handles.append(post_norm.register_forward_pre_hook(lambda _m, args: written.append(args[0][0, -1].detach())))
     rows, goals, directions = [], [], []
     for number, new in enumerate(target):
         logits, activations = run(model, torch.tensor(prompt + target[:number]))
         stream = streams[-1].double()
-        if model.config.model_type != "llama":
+        if model.config.model_type not in GATED:
             stream = stream - stream.mean()
         epsilon = getattr(model.config, "rms_norm_eps", None) or getattr(
             model.config, "layer_norm_epsilon", getattr(model.config, "layer_norm_eps", None)
         )
         inverse = float((stream.square().mean() + epsilon).rsqrt())
         v = (towards(model, new) - towards(model, int(logits.argmax()))).double()
-        rows.append(activations[1].double().numpy() * inverse)
+        scale = 1.0
+        if post_norm is not None:
+            scale = float((written[-1].double().square().mean() + post_norm.variance_epsilon).rsqrt())
+        rows.append(activations[1].double().numpy() * inverse * scale)
         goals.append((float(logits.detach().max() - logits.detach()[new]) + 1.5) / float(v.square().sum()))
         directions.append(v.numpy())
-    handle.remove()
+    for handle in handles:
+        handle.remove()
     expected = np.linalg.pinv(np.stack(rows)) @ np.diag(goals) @ np.stack(directions)
+    deltas = problem.stream.written(1, deltas)
+    if post_norm is not None:
+        expected = expected / post_norm.weight.detach().double().numpy()
     np.testing.assert_allclose(deltas.numpy(), expected, rtol=2e-3, atol=2e-4 * np.abs(expected).max())
 
 
-def test_an_edit_that_does_not_reach_its_target_says_so(editable: Editable) -> None:
+@pytest.mark.parametrize("kind", [*CONFIGS, "normed"])
+def test_an_edit_that_does_not_reach_its_target_says_so(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     """A random model of 16 dimensions does not reach every target: what it says and what the record says agree."""
-    _, capture, reader = editable
+    capture, reader = request.getfixturevalue("normed")[1:] if kind == "normed" else make_editable(kind, tmp_path)
     prompt, target = tokens(reader)
     reached = []
     for least in (LeastNormSettings(layers=(1,)), LeastNormSettings(layers=(1,), k=24, control=1e-4, margin=0.5)):
@@ -221,9 +251,48 @@ def test_an_edit_that_does_not_reach_its_target_says_so(editable: Editable) -> N
         assert reached[-1] == ("warning" not in edit.record.settings)
 
 
-def test_prompts_are_refused_where_a_norm_follows_the_feed_forward(tmp_path: Path) -> None:
-    """The model's positions are read without the norm's scales: a write would have the wrong length, in silence."""
+def test_prompts_are_refused_where_the_capture_lacks_the_scales_of_its_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the model's positions, which are read with their scales, controls without would have another weight."""
+    monkeypatch.setattr(corpus_run, "is_scaled", lambda scaled_by: False)
     capture, reader = make_editable("normed", tmp_path)
     wanted = RewriteSettings(requests=(Request((PROMPT,), TARGET),))
-    with pytest.raises(InvalidInputError, match=r"scales each position.*Choose `method` fine"):
+    with pytest.raises(InvalidInputError, match=r"needs what scales each position .* Capture again .* `method` fine"):
         rewrite(capture, "x", wanted, reader)
+
+
+@pytest.mark.parametrize("kind", [*CONFIGS, "normed"])
+def test_fine_locates_the_largest_contributions_to_what_the_model_says(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """a · s · w · (γ ⊙ u) of every neuron at every position that predicts a token of the target, by plain hooks."""
+    _, reader = request.getfixturevalue("normed")[1:] if kind == "normed" else make_editable(kind, tmp_path)
+    model: Any = reader.model.model
+    (task,) = tasks_of_cases(reader, [Case(PROMPT, "reliability", TARGET, None, "")])
+    located = locate(reader, [task], FineSettings(per_position=3, leave_last=0))
+    prompt, target = tokens(reader)
+    inputs: dict[int, torch.Tensor] = {}
+    handles = [
+        model.model.layers[layer].post_feedforward_layernorm.register_forward_pre_hook(
+            lambda _m, args, layer=layer: inputs.update({layer: args[0][0, -1].detach()})
+        )
+        for layer in ((0, 1) if kind == "normed" else ())
+    ]
+    expected: dict[int, set[int]] = {}
+    for number in range(len(target)):
+        logits, activations = run(model, torch.tensor(prompt + target[:number]))
+        direction, scores = towards(model, int(logits.argmax())), []
+        for layer in (0, 1):
+            written = rows_of(model, layer)
+            if kind == "normed":
+                norm = model.model.layers[layer].post_feedforward_layernorm
+                written = (
+                    written * norm.weight.detach() * (inputs[layer].square().mean() + norm.variance_epsilon).rsqrt()
+                )
+            scores.append(activations[layer] * (written @ direction))
+        for flat in torch.cat(scores).topk(3).indices.tolist():
+            expected.setdefault(flat // 24, set()).add(flat % 24)
+    for handle in handles:
+        handle.remove()
+    assert {layer: set(neurons) for layer, neurons in located.items()} == expected

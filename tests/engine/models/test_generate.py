@@ -147,6 +147,33 @@ def test_drawn_answers_depend_on_the_seed_and_nothing_else(tiny: tuple[LoadedMod
     assert torch.rand(1) == expected, "whoever draws next is not disturbed"
 
 
+def test_what_is_drawn_for_an_answer_does_not_depend_on_its_batch(tiny: tuple[LoadedModel, VisionProcessor]) -> None:
+    model, processor = tiny
+    prompts = [processor.encode(image, "what " * (1 + i % 2)) for i, image in enumerate(pictures(6))]
+    settings = GenerationSettings(max_new_tokens=8, temperature=3.0, top_p=0.9, seed=4)
+    together = generate(model, processor, prompts, settings, stream=2)
+    small = generate(model, processor, prompts, dataclasses.replace(settings, batch_tokens=1), stream=2)
+    assert [a.tolist() for a in together] == [a.tolist() for a in small]
+    again = generate(model, processor, [prompts[0], *prompts[:1], *prompts[2:]], settings, stream=2)
+    assert [a.tolist() for a in again[2:]] == [a.tolist() for a in together[2:]], "what stands beside them is another"
+    same = generate(model, processor, [prompts[0]] * 5, settings)
+    assert len({tuple(answer) for answer in same}) == 5, "of one prompt, the answers differ"
+
+
+def test_tokens_are_drawn_as_often_as_they_are_probable(tiny: tuple[LoadedModel, VisionProcessor]) -> None:
+    model, processor = tiny
+    (prompt,) = asked(processor, pictures(1))
+    settings = GenerationSettings(max_new_tokens=1, temperature=2.0, batch_tokens=100_000)
+    drawn = [int(ids[0]) for ids in generate(model, processor, [prompt] * 400, settings)]
+    ids, mask, extra = processor.collate([prompt])
+    with torch.inference_mode():
+        p = (model.model(input_ids=ids, attention_mask=mask, **extra).logits[0, -1].double() / 2.0).softmax(-1)
+    most = p.topk(5).indices.tolist()
+    for token in most:
+        expected, spread = 400 * float(p[token]), (400 * float(p[token]) * (1 - float(p[token]))) ** 0.5
+        assert abs(drawn.count(token) - expected) < 4 * spread + 1
+
+
 def test_answers_end_at_the_models_context(tiny: tuple[LoadedModel, VisionProcessor]) -> None:
     model, processor = tiny
     (prompt,) = asked(processor, pictures(1))

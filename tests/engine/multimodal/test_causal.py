@@ -86,7 +86,7 @@ def test_permuted_patches_are_the_language_models_embeddings_in_another_order(ca
     """By hand: the embeddings that the first layer reads, patches permuted, through the language model alone."""
     result, model = captioner.given, captioner.model
     order = PatchOrder(model, seed=3)
-    found = permuted_activations(result, order, captioner.replay, ["mlp.post"])["mlp.post"]
+    found = permuted_activations(result, order, captioner.replay, ["mlp.post"])[0]["mlp.post"]
     language = model.model.model.language_model  # type: ignore[operator]
     seen: dict[str, Any] = {}
 
@@ -140,6 +140,53 @@ def test_region_invariance_of_permuted_embeddings(captioner: Captioner) -> None:
     assert stored.shape == (len(result.nouns), n)
     again = rank_activations(result, {"mlp.post": stored})
     assert again.first.tokens.tolist() == result.first.tokens.tolist()
+
+
+def test_permuted_patches_under_a_norm_after_the_feed_forward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3: what the norm multiplies each position with, by a hook; and patches left in place rank as the capture does."""
+    from actstore.engine.multimodal import permuted
+
+    name = tiny_vision_model("gemma3", tmp_path / "gemma3")
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3)).astype(np.uint8)).save(pictures / f"{i}.png")
+    rows = [{"image": f"{i}.png", "prompt": "describe it", "caption": CAPTIONS[i]} for i in range(2)]
+    (pictures / "images.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = capture(str(name), pictures, tmp_path / "store", name="given")
+    assert len(given.record.write_scale) == 2
+    model, processor = load_model(name, dtype=given.record.dtype), VisionProcessor.load(str(name))
+    replay = Replay(model, processor, given)
+    result = find_multimodal(given, FindSettings(k=5, nouns="content"))
+    order = PatchOrder(model, seed=3)
+    _, scales = permuted_activations(result, order, replay, ["mlp.post"])
+    layers = [model.layer(layer).projection.write_path.norm.module for layer in scales]  # type: ignore[union-attr]
+    for number, noun in enumerate(result.nouns):
+        encoded = replay.encode(result.captions[noun.caption])
+        seen: list[torch.Tensor] = []
+        handles = [
+            model.model.get_submodule(module).register_forward_pre_hook(
+                lambda _m, args, seen=seen: seen.append(args[0])
+            )
+            for module in layers
+        ]
+        with torch.inference_mode(), order.applied(encoded, result.captions[noun.caption].document):
+            replay.logits([encoded])
+        for handle in handles:
+            handle.remove()
+        for (layer, of_layer), module, values in zip(scales.items(), layers, seen, strict=True):
+            at = values.reshape(-1, values.shape[-1])[noun.position].double()
+            epsilon = model.model.get_submodule(module).eps
+            expected = float((at.square().mean() + epsilon).rsqrt())
+            assert of_layer[number] == pytest.approx(expected, rel=1e-5), (layer, number)
+    assert not np.allclose(scales[layer], 1)
+    moved = permuted_rankings({"contribution": result}, replay, seed=3)["contribution"]
+    assert moved.first.values.tolist() != result.first.values.tolist()
+    monkeypatch.setattr(permuted.PatchOrder, "of", lambda self, encoded, document: np.arange(len(encoded.ids)))
+    same = permuted_rankings({"contribution": result}, replay)["contribution"]
+    assert same.first.tokens.tolist() == result.first.tokens.tolist()
+    np.testing.assert_allclose(same.first.values, result.first.values, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "blip_2", "idefics3", "gemma3", "mllama"])

@@ -22,6 +22,7 @@ from tiny_vision import tiny_vision_model
 from written_captures import written
 
 import actstore
+from actstore.engine.capture.answers.positions import Positions
 from actstore.engine.capture.api import capture
 from actstore.engine.capture.images import prompts as image_prompts
 from actstore.engine.capture.images import run as image_run
@@ -33,6 +34,7 @@ from actstore.engine.models.vision.inputs import VisionProcessor
 from actstore.engine.selectivity.firing import count_firing
 from actstore.engine.verify.refill import refill_blocks
 from actstore.store import layout
+from actstore.store.capture.positions import slots_of
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.verify import verify_capture
 
@@ -316,8 +318,8 @@ def test_images_of_many_shapes_through_a_tower_that_packs_them(
 @pytest.mark.parametrize(
     ("positions", "expected"),
     [
-        ("generated", lambda m, n: list(range(n - 1, len(m) - 1))),
-        ("generated,image", lambda m, n: sorted({*range(n - 1, len(m) - 1), *np.flatnonzero(m == layout.IMAGE)})),
+        ("generated", lambda m, n: list(range(n - 1, len(m)))),
+        ("generated,image", lambda m, n: sorted({*range(n - 1, len(m)), *np.flatnonzero(m == layout.IMAGE)})),
         ("last", lambda m, n: [len(m) - 1]),
         ("0,-1", lambda m, n: [0, len(m) - 1]),
         ("image", lambda m, n: np.flatnonzero(m == layout.IMAGE).tolist()),
@@ -335,6 +337,30 @@ def test_positions_that_are_asked_for(
     assert len(rows) == 3 * 16, "every image position has a place, kept or not"
     assert (rows["token"].to_numpy() >= 0).all() == ("image" in positions)
     assert verify_capture(held) == []
+
+
+def test_every_position_that_predicts_a_token_of_an_answer_is_there_whether_it_was_cut_off_or_not(
+    run: Callable[..., Capture],
+) -> None:
+    """Of an answer that ends, the token that ends it is no part of it, and needs no place; of one cut off, the last is."""
+    settings = {"generate": True, "max_new_tokens": 4, "max_documents": 3}
+    cut = run(positions="generated", **settings)
+    for _, ids, kept, _ in windows_of(cut):
+        assert kept.tolist() == list(range(len(ids) - 5, len(ids)))
+    everything = run(**settings)
+
+    def predicting(held: Capture) -> list[int]:
+        found: list[int] = []
+        for block in held.blocks:
+            plan = held.block_plan(block)
+            found += plan.position[slots_of(plan, "predicting")].tolist()
+        return found
+
+    assert sorted(predicting(cut)) == sorted(predicting(everything))
+    assert len(predicting(cut)) == 4 * 3
+    encoded = np.array([layout.TEXT, layout.GENERATED, layout.GENERATED, layout.SPECIAL], np.uint8)
+    assert Positions("generated").kept(encoded, 1).tolist() == [0, 1, 2]
+    assert Positions("generated").kept(encoded[:3], 1).tolist() == [0, 1, 2]
 
 
 def test_positions_that_are_none(run: Callable[..., Capture], tmp_path: Path) -> None:
