@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.explorer.pages.numbers import short
@@ -48,8 +50,6 @@ def maps_page(store: Store, capture: str, site: str, name: str, /, *, k: int = M
 
 def image_bytes(store: Store, capture: str, document: int, side: int = 512) -> bytes:
     """A document's image as PNG, at most `side` pixels wide and high; `NotFoundError` where its file is not what it was."""
-    import io
-
     opened = store.peek(capture)
     table = opened.documents().to_arrow()
     if not 0 <= document < table.num_rows or "image" not in table.column_names:
@@ -61,6 +61,11 @@ def image_bytes(store: Store, capture: str, document: int, side: int = 512) -> b
     out = io.BytesIO()
     image.save(out, "PNG")
     return out.getvalue()
+
+
+def image_page(store: Store, capture: str, document: int, /) -> dict[str, Any]:
+    """The same as an address of data, for a page that may fetch nothing."""
+    return {"image": f"data:image/png;base64,{base64.b64encode(image_bytes(store, capture, document)).decode()}"}
 
 
 def _image(capture: Capture, table: pa.Table, document: int) -> tuple[Image | None, str]:

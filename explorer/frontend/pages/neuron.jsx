@@ -4,7 +4,7 @@ import { number, percent, plural, signed, visible } from "../format.js";
 import { Excerpts, scaleOf } from "../excerpts.jsx";
 import { Card, Empty, Loaded, NeuronLink, Table, TokenLink, useKeys } from "../parts.jsx";
 import { addressOf, go, hashOf } from "../route.js";
-import { imageAddress, useDocument } from "../source.js";
+import { useDocument, useImage } from "../source.js";
 
 export function NeuronPage({ context, route }) {
   const { store, capture, site } = context;
@@ -265,7 +265,7 @@ function Maps({ context, data }) {
 
 function ImageMap({ context, map }) {
   const [missing, setMissing] = useState(false);
-  const source = map.image ? imageAddress(context.store.number, context.capture, map.document) : null;
+  const source = useImage(context.store.number, context.capture, map.document, map.image);
   const scale = Math.max(...map.patches.map((patch) => Math.abs(patch[4] ?? 0)), 1e-30);
   return (
     <figure>
