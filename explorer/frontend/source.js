@@ -9,7 +9,7 @@ const documents = new Map();
 
 /** What a form of the explorer can do; `stores` are described as by `actstore info --json`. */
 export function readStores() {
-  if (site) return Promise.resolve({ form: "site", pages: site.pages, live: false, stores: [{ number: 0, ...site.store }] });
+  if (site) return Promise.resolve({ form: "site", pages: site.pages, texts: site.texts, reasons: site.reasons, live: false, stores: [{ number: 0, ...site.store }] });
   return ask("stores");
 }
 
@@ -84,8 +84,9 @@ async function readFile(address) {
   const [path, query = ""] = address.split("?", 2);
   const parts = path.split("/").map(decodeURIComponent);
   if (!site.pages.includes(parts[0])) throw new Error("These files have no such page. `actstore serve STORE` answers it.");
-  const by = new URLSearchParams(query).get("by"); // the one option that a site has files for
-  const { file, name } = fileOf(by ? [...parts, `by=${by}`] : parts, site.shards);
+  const options = new URLSearchParams(query);
+  const kept = ["by", "first"].filter((option) => options.get(option)).map((option) => `${option}=${options.get(option)}`); // of others there are no files
+  const { file, name } = fileOf([...parts, ...kept], site.shards);
   const document = await loadFile(file);
   if (name === null) return document;
   if (!Object.hasOwn(document, name)) throw new Error(`These files hold nothing of ${name}: the site was made of other neurons.`);
