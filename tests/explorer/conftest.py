@@ -52,6 +52,20 @@ def copy(text_path: Path, tmp_path: Path) -> Path:
     return shutil.copytree(text_path, tmp_path / "copy.actstore")
 
 
+@pytest.fixture
+def pictures(image_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The images of the store of images, where its capture found them: in a folder of the one that commands are given in."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    rows = actstore.open(image_path).capture("corpus").documents().to_pylist()
+    for row in rows:
+        image = Image.new("RGB", (row["width"], row["height"]), (200, 40, 40))
+        image.save(tmp_path / row["image"])
+    return tmp_path / "pictures"
+
+
 @pytest.fixture(scope="session")
 def page() -> Callable[..., dict[str, Any]]:
     """The document of an address of a store."""

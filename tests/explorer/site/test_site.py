@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 import actstore
 from actstore.explorer.bundle_files import bundle_file
@@ -174,6 +179,72 @@ def test_a_capture_without_values_has_what_there_is(text_path: Path, tmp_path: P
     found = document(tmp_path / "site", "text", "statistics", "mlp.post", str(about["texts"][0]))
     assert found["tokens"]
     assert found["neurons"] == []
+
+
+@pytest.mark.usefixtures("pictures")
+def test_images_are_files_of_the_site(image_path: Path, tmp_path: Path, page: PageOf) -> None:
+    report = actstore.site(image_path, tmp_path / "site", capture="corpus")
+    store = actstore.open(image_path)
+    found = document(tmp_path / "site", "maps", "corpus", "mlp.post", "L1.N3")
+    assert found == page(store, "maps/corpus/mlp.post/L1.N3")
+    for one in found["maps"]:
+        assert one["image"]
+        file = tmp_path / "site" / "data" / "image" / "corpus" / f"{one['document']}.webp"
+        with Image.open(file) as picture:
+            size = picture.size
+        assert size == (one["width"], one["height"])
+    assert 0.5 * report.nbytes < report.estimate.nbytes < 2 * report.nbytes
+
+
+def test_images_that_are_gone_leave_the_map(image_path: Path, tmp_path: Path) -> None:
+    actstore.site(image_path, tmp_path / "site", ["L1.N3"], capture="corpus")
+    found = document(tmp_path / "site", "maps", "corpus", "mlp.post", "L1.N3")
+    assert [one["image"] for one in found["maps"]] == [False, False]
+    assert not (tmp_path / "site" / "data" / "image").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same_and_are_continued(text_path: Path, tmp_path: Path) -> None:
+    def stop(n: int, _: int) -> None:
+        if n == 3:
+            raise KeyboardInterrupt
+
+    settings: dict[str, Any] = {"capture": "corpus", "workers": 2}
+    with pytest.raises(KeyboardInterrupt):
+        actstore.site(text_path, tmp_path / "site", **settings, on_file=stop)
+    assert not (tmp_path / "site" / "index.html").exists()
+    actstore.site(text_path, tmp_path / "site", **settings, resume=True)
+    actstore.site(text_path, tmp_path / "whole", capture="corpus")
+    made, expected = (
+        {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "site", tmp_path / "whole")
+    )
+    assert made == expected
+
+
+@pytest.mark.slow
+def test_a_command_that_is_interrupted_says_how_to_go_on(text_path: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "actstore.cli",
+        "site",
+        str(text_path),
+        str(tmp_path / "site"),
+        "--capture",
+        "corpus",
+    ]
+    with subprocess.Popen([*command, "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (tmp_path / "site" / "data" / "neuron").exists():
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert "Traceback" not in err
+    if process.returncode:  # it may have been done by then
+        assert not (tmp_path / "site" / "index.html").exists()
+    done = subprocess.run([*command, "--resume", "--json", "--quiet"], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["neurons"] == 24
+    assert (tmp_path / "site" / "index.html").exists()
 
 
 def test_an_interrupted_site_is_continued_and_only_with_the_same(planted_path: Path, tmp_path: Path) -> None:
