@@ -15,7 +15,8 @@ The methods of a store are the commands of the command line, under the same name
 table that prints as one, or an `Answer`: a table, the method's own object, and warnings. `ModelOptions` say how a method that
 runs a model loads it.
 
-Looking: `actstore.serve` shows stores in a browser, `actstore.site` makes a folder of files of one.
+Looking: `actstore.serve` shows stores in a browser, `actstore.site` makes a folder of files of one, `store.explore()` shows one
+in a notebook.
 
 Trying: `actstore.write_demo` puts small models and a corpus into a folder.
 
@@ -179,6 +180,12 @@ def _show_neuron(neuron: Neuron, k: int, capture: str | None, site: str, context
     return notebook.show_neuron(neuron, k, capture, site, context)
 
 
+def _explore(store: Store, neuron: Neuron | None, capture: str | None, site: str, height: int, *, card: bool) -> Any:
+    from actstore.explorer.notebook.explore import explore
+
+    return explore(store, neuron, capture, site, height, card=card)
+
+
 def _table_text(table: Table) -> str:
     from actstore.display import tables
 
@@ -190,6 +197,7 @@ _hooks.open_graph_views = _open_graph_views
 _hooks.rank_contributions = _rank_contributions
 _hooks.notebook_html = _notebook_html
 _hooks.show_neuron = _show_neuron
+_hooks.explore = _explore
 _hooks.table_text = _table_text
 
 

@@ -33,6 +33,7 @@ from actstore.engine.naica.presets import PRESETS
 from actstore.engine.naica.protocols import PROTOCOLS, REMOVALS
 from actstore.engine.selectivity.firing import COUNTABLE, FIRING_SITES
 from actstore.engine.selectivity.methods import METHODS as SELECTIVITY_METHODS
+from actstore.explorer.site.parts import PARTS as SITE_PARTS
 from actstore.store.capture.positions import POSITIONS
 from actstore.store.capture.questions.attribution_kinds import KINDS as ATTRIBUTION_KINDS
 from actstore.store.edits import KINDS as EDIT_KINDS
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
     SelectionMethod = str
     SelectivityMethodName = str
     SiteName = str
+    SitePart = str
     StdinFormatName = str
     SummedName = str
     TooLongName = str
@@ -126,6 +128,7 @@ else:
     SelectionMethod = closed_set("SelectionMethod", SELECTION_METHODS)
     SelectivityMethodName = closed_set("SelectivityMethodName", SELECTIVITY_METHODS)
     SiteName = closed_set("SiteName", SITES)
+    SitePart = closed_set("SitePart", SITE_PARTS)
     StdinFormatName = closed_set("StdinFormatName", get_args(StdinFormat))
     SummedName = closed_set("SummedName", get_args(Summed))
     TooLongName = closed_set("TooLongName", get_args(TooLong))

@@ -13,8 +13,15 @@ FILES: Final = {
     "icon.svg": "image/svg+xml",
 }
 """File → its media type."""
+WIDGET: Final = "widget.js"
+"""The module that a notebook's page runs; servers and sites have no use for it."""
 
 
 def bundle_file(name: str) -> tuple[bytes, str]:
     """A file of the bundle, and its media type."""
     return (BUNDLE / name).read_bytes(), FILES[name]
+
+
+def bundle_text(name: str) -> str:
+    """A file of the bundle as text."""
+    return (BUNDLE / name).read_text(encoding="utf-8")

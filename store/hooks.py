@@ -57,6 +57,16 @@ class ShowNeuron(Protocol):
 show_neuron: ShowNeuron
 
 
+class Explore(Protocol):
+    """The function behind `Store.explore` and `Neuron.explore`."""
+
+    def __call__(self, store: Any, neuron: Any, capture: str | None, site: str, height: int, *, card: bool) -> Any:
+        """The explorer as a widget; parameters as of `Store.explore`."""
+
+
+explore: Explore
+
+
 class RankContributions(Protocol):
     """The function behind `Store.contributions`."""
 

@@ -81,6 +81,16 @@ class Neuron:
         """
         return hooks.show_neuron(self, k, capture, site, context)
 
+    def explore(self, capture: str | None = None, site: str = "mlp.post", height: int = 900) -> Any:
+        """The neuron's page of the explorer as a card below a cell of a notebook, at most `height` pixels high.
+
+        A widget where anywidget is installed, elsewhere what `show` gives; see `Store.explore`.
+
+        >>> store.neuron("L3.N17").explore()
+        """
+        name, pixels = argument("capture", capture, str | None), argument("height", height, int)
+        return hooks.explore(self.store, self, name, argument("site", site, str), pixels, card=True)
+
     def activations(self, capture: str | None = None, site: str = "mlp.post") -> NDArray[np.float32]:
         """The neuron over every committed token of a capture, in the order of `capture.tokens()`."""
         return self.store.capture(capture).activations(self.layer, self.index, site)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from actstore.store import hooks
 from actstore.store.arguments import argument
@@ -80,6 +80,29 @@ class Store(Captures):
         """
         memory, timeout_s = argument("memory", memory, int | None), argument("timeout_s", timeout_s, float)
         return Table(run_sql(self, argument("query", query, str), capture, memory=memory, timeout_s=timeout_s))
+
+    def explore(
+        self,
+        neuron: str | tuple[int, int] | None = None,
+        *,
+        capture: str | None = None,
+        site: str = "mlp.post",
+        height: int = 720,
+    ) -> Any:
+        """The explorer in a notebook, at a neuron or at the store's first page; pages are made as they are looked at.
+
+        A widget where anywidget is installed (`pip install 'actstore[notebook]'`), whose `route` says where it is; elsewhere
+        what a notebook shows of the store or the neuron.
+
+        - `neuron`: `"L3.N17"` or `(3, 17)`.
+        - `height`: in pixels.
+
+        >>> store.explore("L3.N17", capture="corpus")
+        """
+        name, pixels = argument("capture", capture, str | None), argument("height", height, int)
+        given = argument("neuron", neuron, str | tuple[int, int] | None)
+        at = None if given is None else self.neuron(*given) if isinstance(given, tuple) else self.neuron(given)
+        return hooks.explore(self, at, name, argument("site", site, str), pixels, card=False)
 
     def contributions(
         self,

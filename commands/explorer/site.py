@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actstore.commands.choices import SitePart  # noqa: TC001  (Typer reads it)
 from actstore.commands.executors import Workers  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
@@ -23,7 +24,7 @@ from actstore.display import terminal
 from actstore.display.reports import print_json
 
 if TYPE_CHECKING:
-    from actstore.explorer.site.write import SiteEstimate
+    from actstore.explorer.site.estimate import SiteEstimate
 
 
 def register(app: typer.Typer) -> None:
@@ -39,6 +40,15 @@ def site(
     capture: CaptureName = None,
     at: Site = "mlp.post",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of exemplars per neuron.")] = 10,
+    texts: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Number of documents whose whole text is there: those in which most neurons are highest."
+        ),
+    ] = 100,
+    leave_out: Annotated[
+        list[SitePart] | None, typer.Option(help="Make the site without this part of it; repeat for more.")
+    ] = None,
     resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate size and time only.")] = False,
     workers: Workers = None,
@@ -47,8 +57,8 @@ def site(
 ) -> None:
     """Make the explorer of STORE as files in FOLDER, for any host, and for a browser that opens FOLDER/index.html from a disk.
 
-    It has the overview, neurons, graphs, tokens and questions of one capture; SQL, whole texts and comparisons need
-    `actstore serve`.
+    It has the overview, neurons, graphs, tokens, texts, image maps and questions of one capture; SQL, any neuron on any text
+    and comparisons need `actstore serve`.
 
     Example: `actstore site gpt2.actstore gpt2-site --layers 3`
     """
@@ -60,8 +70,8 @@ def site(
 
     with terminal.counting_bar("files", enabled=not quiet and not dry_run) as advance:
         report = make_site(
-            store, folder, neurons, layers=parse_layers(layers), capture=capture, site=at, k=k, resume=resume,
-            dry_run=dry_run, workers=workers, on_estimate=announce, on_file=advance,
+            store, folder, neurons, layers=parse_layers(layers), capture=capture, site=at, k=k, texts=texts,
+            leave_out=leave_out or (), resume=resume, dry_run=dry_run, workers=workers, on_estimate=announce, on_file=advance,
         )  # fmt: skip
     if as_json:
         print_json(_described(report))

@@ -14,4 +14,5 @@ await build({
   jsx: "automatic", jsxImportSource: "preact", absWorkingDir: here,
 });
 await build({ ...common, entryPoints: [join(here, "style.css")], outfile: join(target, "explorer.css"), target: ["chrome100", "firefox113", "safari16.4"], absWorkingDir: here });
+await build({ ...common, entryPoints: [join(here, "widget.js")], outfile: join(target, "widget.js"), format: "esm", target: ["chrome100", "firefox113", "safari16.4"], absWorkingDir: here });
 for (const file of ["index.html", "icon.svg"]) await copyFile(join(here, file), join(target, file));

@@ -57,6 +57,11 @@ export function pieces(text) {
   return found;
 }
 
+/** A text that is no token: only signs that are not seen are shown by their names. */
+export function readable(text) {
+  return [...text].map((sign) => (HIDDEN.test(sign) ? visible(sign) : sign)).join("");
+}
+
 /** The same as plain text, for titles and lists. */
 export function visible(text) {
   return pieces(text).map((piece) => piece.text).join("");

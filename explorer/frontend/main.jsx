@@ -2,8 +2,9 @@
 import { render } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { parseNeuron } from "./format.js";
+import { inNotebook, tellHost } from "./host.js";
 import { Empty, Select, code, useKeys } from "./parts.jsx";
-import { go, hashOf, useRoute } from "./route.js";
+import { backStep, go, hashOf, useRoute } from "./route.js";
 import { readStores } from "./source.js";
 import { ComparePage } from "./pages/compare.jsx";
 import { NeuronPage } from "./pages/neuron.jsx";
@@ -24,6 +25,9 @@ const PAGES = {
   neuron: { show: NeuronPage },
   token: { show: TokenPage },
 };
+
+// A card is a page without what is around it: in a notebook, under the cell that asked for one neuron.
+const isCard = "card" in document.documentElement.dataset;
 
 function Explorer() {
   const [found, setFound] = useState({ loading: true });
@@ -50,20 +54,21 @@ function Frame({ form }) {
   const Show = page ? PAGES[page].show : StartPage;
   return (
     <>
-      <a class="skip" href="#content" onClick={(event) => { event.preventDefault(); document.getElementById("content").focus(); }}>To the page</a>
-      <header>
-        <a class="brand" href={hashOf(store.number, "")} title={store.model}>actstore <b>{store.model.split("/").pop()}</b></a>
+      {!isCard && <a class="skip" href="#content" onClick={(event) => { event.preventDefault(); document.getElementById("content").focus(); }}>To the page</a>}
+      {(!isCard || backStep()) && <header>
+        {backStep() && <button type="button" class="plain" onClick={backStep()} title="one step back">← back</button>}
+        {!isCard && <><a class="brand" href={hashOf(store.number, "")} title={store.model}>actstore <b>{store.model.split("/").pop()}</b></a>
         <Where form={form} context={context} page={page} />
         <Search context={context} input={search} />
-        <Theme />
-        <button type="button" class="plain" aria-expanded={help} onClick={() => setHelp(!help)} title="Keys">?</button>
-      </header>
-      <nav aria-label="pages">
+        {!inNotebook && <Theme />}
+        <button type="button" class="plain" aria-expanded={help} onClick={() => setHelp(!help)} title="Keys">?</button></>}
+      </header>}
+      {!isCard && <nav aria-label="pages">
         {Object.entries(PAGES).filter(([name, { title }]) => title && isOffered(name, context)).map(([name, { title }]) => (
           <a key={name} href={hashOf(store.number, name, context.capture ? [context.capture, context.site] : [])}
             aria-current={name === page ? "page" : undefined}>{title}</a>
         ))}
-      </nav>
+      </nav>}
       {help && <Help />}
       <main id="content" tabIndex={-1}>
         {context.reason ? <Empty>{context.reason}</Empty> : <Show key={`${page}/${store.number}`} context={context} route={route} />}
@@ -77,7 +82,7 @@ function contextOf(form, store, route) {
   const names = Object.keys(store.captures);
   const capture = route.parts[0] ?? store.default ?? names[0];
   const held = store.captures[capture];
-  const context = { form: form.form, pages: form.pages, live: form.live, stores: form.stores, store, capture, held };
+  const context = { form: form.form, pages: form.pages, texts: form.texts, reasons: form.reasons ?? {}, live: form.live, stores: form.stores, store, capture, held };
   if (!names.length) return { ...context, reason: "This store holds no capture yet. `actstore capture MODEL CORPUS STORE` makes one." };
   if (!held) return { ...context, site: "", reason: `This store has no capture ${capture}. Its captures are: ${names.join(", ")}.` };
   const site = route.parts[1] ?? (held.sites.includes("mlp.post") ? "mlp.post" : held.sites[0]);
@@ -158,4 +163,9 @@ function Help() {
   );
 }
 
+if (inNotebook) {
+  tellHost({ ready: true });
+  const body = document.body;
+  if (isCard) new ResizeObserver(() => tellHost({ height: body.scrollHeight })).observe(body);
+}
 render(<Explorer />, document.getElementById("explorer"));

@@ -42,28 +42,32 @@ export function TokenText({ text }) {
   return pieces(text).map((piece, i) => (piece.quiet ? <i key={i} class="quiet">{piece.text}</i> : piece.text));
 }
 
+const PATCH = /^<image( \d+,\d+( of tile \d+)?)?>$|^\[patch \d+,\d+.*\]$/s;
+
 /** A token on a background as strong as its value: orange above zero, blue and dotted below. */
-export function Token({ text, value, scale, pivot, selected, onClick }) {
+export function Token({ text, value, scale, pivot, selected, onClick, ofImages }) {
   const share = value == null || !(scale > 0) ? 0 : Math.max(-1, Math.min(1, value / scale));
   const strength = Math.abs(share) < 0.08 ? 0 : Math.abs(share);
   const names = ["token", strength > 0 && (share > 0 ? "above" : "below"), pivot && "pivot", selected && "selected"];
-  const title = value == null ? "not stored" : signed(value);
+  const patch = ofImages && PATCH.test(text); // a square: of thousands of patches nobody reads the names
+  if (patch) names.push("patch");
+  const title = `${patch ? `${text.slice(1, -1)}: ` : ""}${value == null ? "not stored" : signed(value)}`;
   const shown = { class: names.filter(Boolean).join(" "), title, style: { "--strength": strength.toFixed(3) } };
   return onClick ? (
-    <button type="button" {...shown} aria-pressed={selected} onClick={onClick}><TokenText text={text} /></button>
+    <button type="button" {...shown} aria-pressed={selected} aria-label={patch ? title : undefined} onClick={onClick}>{patch ? "\u2007" : <TokenText text={text} />}</button>
   ) : (
-    <span {...shown}><TokenText text={text} /></span>
+    <span {...shown}>{patch ? "\u2007" : <TokenText text={text} />}</span>
   );
 }
 
 /** What the colours of tokens mean. */
-export function Legend({ scale }) {
+export function Legend({ scale, about = "point at a token for its value" }) {
   return (
     <p class="legend">
       <span class="token below" style={{ "--strength": "1" }}>−{number(scale)}</span>
       <span class="token">0</span>
       <span class="token above" style={{ "--strength": "1" }}>+{number(scale)}</span>
-      <span>orange above zero, blue and dotted below; point at a token for its value</span>
+      <span>orange above zero, blue and dotted below; {about}</span>
     </p>
   );
 }

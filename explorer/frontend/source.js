@@ -1,6 +1,7 @@
 // Where documents come from: a server that answers addresses, or the files of a site, which are scripts because a page that is
-// opened from a folder may load scripts and nothing else.
+// opened from a folder may load scripts and nothing else; or a notebook's kernel.
 import { useEffect, useState } from "preact/hooks";
+import { askHost, inNotebook } from "./host.js";
 
 const site = window.actstoreSite ?? null;
 const KEPT = 300;
@@ -8,15 +9,19 @@ const documents = new Map();
 
 /** What a form of the explorer can do; `stores` are described as by `actstore info --json`. */
 export function readStores() {
-  if (site) return Promise.resolve({ form: "site", pages: site.pages, live: false, stores: [{ number: 0, ...site.store }] });
-  return fetchJson("api/stores");
+  if (site) return Promise.resolve({ form: "site", pages: site.pages, texts: site.texts, reasons: site.reasons, live: false, stores: [{ number: 0, ...site.store }] });
+  return ask("stores");
+}
+
+function ask(address) {
+  return inNotebook ? askHost(address) : fetchJson(`api/${address}`);
 }
 
 /** The document of an address of a store; a promise that fails with a sentence. */
 export function readDocument(store, address) {
   const key = `${store}/${address}`;
   if (!documents.has(key)) {
-    const promise = site ? readFile(address) : fetchJson(`api/${key}`);
+    const promise = site ? readFile(address) : ask(key);
     promise.catch(() => documents.delete(key)); // what failed is asked for again
     documents.set(key, promise);
     if (documents.size > KEPT) documents.delete(documents.keys().next().value);
@@ -24,9 +29,13 @@ export function readDocument(store, address) {
   return documents.get(key);
 }
 
-/** An address of an image of a capture, or null where the form has none. */
-export function imageAddress(store, capture, document) {
-  return site ? null : `api/${store}/image/${encodeURIComponent(capture)}/${document}`;
+/** Where the image of a document of a capture is, or null where it is not, or not yet. */
+export function useImage(store, capture, document, isThere) {
+  const path = `image/${encodeURIComponent(capture)}/${document}`;
+  const state = useDocument(store, isThere && inNotebook ? path : null);
+  if (!isThere) return null;
+  if (inNotebook) return state.data?.image ?? null;
+  return site ? `data/image/${fileName(capture)}/${document}.webp` : `api/${store}/${path}`;
 }
 
 async function fetchJson(url) {
@@ -75,8 +84,9 @@ async function readFile(address) {
   const [path, query = ""] = address.split("?", 2);
   const parts = path.split("/").map(decodeURIComponent);
   if (!site.pages.includes(parts[0])) throw new Error("These files have no such page. `actstore serve STORE` answers it.");
-  const by = new URLSearchParams(query).get("by"); // the one option that a site has files for
-  const { file, name } = fileOf(by ? [...parts, `by=${by}`] : parts, site.shards);
+  const options = new URLSearchParams(query);
+  const kept = ["by", "first"].filter((option) => options.get(option)).map((option) => `${option}=${options.get(option)}`); // of others there are no files
+  const { file, name } = fileOf([...parts, ...kept], site.shards);
   const document = await loadFile(file);
   if (name === null) return document;
   if (!Object.hasOwn(document, name)) throw new Error(`These files hold nothing of ${name}: the site was made of other neurons.`);

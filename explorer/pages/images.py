@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 from actstore.explorer.pages.numbers import short
 from actstore.store.errors import NotFoundError
@@ -15,10 +18,14 @@ if TYPE_CHECKING:
     from actstore.store.reader import Store
 
 MAPS: Final = 6
+_IS_THERE: Final[WeakKeyDictionary[Store, dict[tuple[str, int], bool]]] = WeakKeyDictionary()
 
 
 def maps_page(store: Store, capture: str, site: str, name: str, /, *, k: int = MAPS) -> dict[str, Any]:
-    """The images of a neuron's exemplars, each once, and its activation at each of their patches, box by box."""
+    """The images of a neuron's exemplars, each once, and its activation at each of their patches.
+
+    `grids` are the patches' boxes (left, top, right, bottom as shares of the image); images of one shape have the same.
+    """
     from actstore.engine.multimodal.patch_maps import NeuronSet, map_neurons
 
     neuron, opened = store.neuron(name), store.capture(capture)
@@ -27,29 +34,37 @@ def maps_page(store: Store, capture: str, site: str, name: str, /, *, k: int = M
     table = opened.documents().to_arrow()
     sets = {document: [NeuronSet([(neuron.layer, neuron.index)])] for document in documents}
     found = {document: patch_map for document, _, patch_map in map_neurons(opened, sets, site)}
-    maps = [
-        {
-            "document": document,
-            "source": opened.document_source(document),
-            "caption": table["caption"][document].as_py(),
-            "image": _image(opened, table, document)[0] is not None,
-            "width": found[document].width,
-            "height": found[document].height,
-            "patches": [
-                [*box, value]
-                for box, value in zip(found[document].grid.box.tolist(), found[document].values.tolist(), strict=True)
-            ],
-        }
-        for document in documents
-        if document in found
-    ]
-    return {"maps": short(maps)}
+    grids: dict[bytes, list[list[float]]] = {}
+    maps = []
+    for document in (document for document in documents if document in found):
+        boxes = found[document].grid.box
+        grids.setdefault(boxes.tobytes(), boxes.tolist())
+        maps.append(
+            {
+                "document": document,
+                "source": opened.document_source(document),
+                "caption": table["caption"][document].as_py(),
+                "image": has_image(store, opened, document),
+                "width": found[document].width,
+                "height": found[document].height,
+                "grid": list(grids).index(boxes.tobytes()),
+                "values": found[document].values.tolist(),
+            }
+        )
+    return short({"maps": maps, "grids": list(grids.values())})
 
 
-def image_bytes(store: Store, capture: str, document: int, side: int = 512) -> bytes:
-    """A document's image as PNG, at most `side` pixels wide and high; `NotFoundError` where its file is not what it was."""
-    import io
+def has_image(store: Store, capture: Capture, document: int) -> bool:
+    """Whether a document's image can be read; each is tried once while the store is open."""
+    kept = _IS_THERE.setdefault(store, {})
+    key = (capture.record.name, document)
+    if key not in kept:
+        kept[key] = _image(capture, capture.documents().to_arrow(), document)[0] is not None
+    return kept[key]
 
+
+def image_bytes(store: Store, capture: str, document: int, side: int = 512, form: str = "PNG") -> bytes:
+    """A document's image, at most `side` pixels wide and high; `NotFoundError` where its file is not what it was."""
     opened = store.peek(capture)
     table = opened.documents().to_arrow()
     if not 0 <= document < table.num_rows or "image" not in table.column_names:
@@ -59,8 +74,13 @@ def image_bytes(store: Store, capture: str, document: int, side: int = 512) -> b
         raise NotFoundError(f"There is no image of document {document}: {reason}.")
     image.thumbnail((side, side))
     out = io.BytesIO()
-    image.save(out, "PNG")
+    image.save(out, form)
     return out.getvalue()
+
+
+def image_page(store: Store, capture: str, document: int, /) -> dict[str, Any]:
+    """The same as an address of data, for a page that may fetch nothing."""
+    return {"image": f"data:image/png;base64,{base64.b64encode(image_bytes(store, capture, document)).decode()}"}
 
 
 def _image(capture: Capture, table: pa.Table, document: int) -> tuple[Image | None, str]:

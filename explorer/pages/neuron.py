@@ -8,10 +8,10 @@ import numpy as np
 
 from actstore.display.terminal import merged_bins
 from actstore.explorer.pages.numbers import short
+from actstore.explorer.pages.places import token_places
 from actstore.explorer.pages.sets import edits_of, explanations_of, graph_set, promoted_tokens
 from actstore.store.errors import ActstoreError, InvalidInputError
 from actstore.store.graphs.record import graph_names
-from actstore.store.layout import SPECIAL
 from actstore.store.model.top_tokens import writes_to_residual
 from actstore.store.neurons import neuron_name
 
@@ -65,19 +65,18 @@ def others_page(store: Store, capture: str, site: str, name: str, /) -> dict[str
             f"Capture {capture!r} has precision none: it keeps statistics and exemplars, and no activations among which the "
             "lowest, or any at random, could be found."
         )
-    values, tokens = neuron.activations(capture, site), opened.tokens().to_arrow()
-    usable = np.flatnonzero(np.isfinite(values) & (tokens["modality"].to_numpy() != SPECIAL))
-    order = usable[np.argsort(values[usable], kind="stable")]
-    _, first = np.unique(tokens["window"].to_numpy()[order], return_index=True)
-    lowest = order[np.sort(first)][:OTHERS]
+    values, places = neuron.activations(capture, site), token_places(store, opened)
+    is_usable = np.isfinite(values) & places.is_counted
+    usable = np.flatnonzero(is_usable)
     drawn = np.random.default_rng([neuron.layer, neuron.index]).permutation(len(usable))[:OTHERS]
-    slots = tokens["token"].to_numpy()
     # Stored values of precision sparse are 0 where they were dropped: what was lowest is not known.
-    chosen = {"random": usable[drawn]} | ({"lowest": lowest} if opened.record.encoding.keeps_every_value else {})
+    chosen = {"random": usable[drawn]}
+    if opened.record.encoding.keeps_every_value:
+        chosen["lowest"] = places.lowest_of_windows(np.where(is_usable, values, np.inf), OTHERS)
     return short(
         {
-            kind: neuron.excerpts(slots[places].tolist(), capture, site, CONTEXT).to_pylist()
-            for kind, places in chosen.items()
+            kind: neuron.excerpts(places.slots[chosen_places].tolist(), capture, site, CONTEXT).to_pylist()
+            for kind, chosen_places in chosen.items()
         }
     )
 

@@ -17,19 +17,19 @@ DIGITS = 5
 """Significant digits of a number on a page; it shows four."""
 
 
-def short(value: Value) -> Value:
-    """The same document with its floating-point numbers rounded to `DIGITS` digits; what is not finite is null."""
-    rounded: Any = _short(value)
+def short(value: Value, digits: int = DIGITS) -> Value:
+    """The same document with its floating-point numbers rounded to some digits; what is not finite is null."""
+    rounded: Any = _short(value, digits)
     return rounded  # type: ignore[no-any-return]
 
 
-def _short(value: Any) -> Any:
+def _short(value: Any, digits: int) -> Any:
     if isinstance(value, dict):
-        return {key: _short(item) for key, item in value.items()}
+        return {key: _short(item, digits) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_short(item) for item in value]
+        return [_short(item, digits) for item in value]
     if isinstance(value, float):
-        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
     return value
 
 

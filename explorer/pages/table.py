@@ -59,6 +59,7 @@ PAGES: Final = {
     "similar": Page(neuron.similar_page, "scans"),
     "coactive": Page(neuron.coactive_page, "scans"),
     "maps": Page(images.maps_page),
+    "image": Page(images.image_page),
     "tokens": Page(tokens.tokens_page),
     "token": Page(tokens.token_page),
     "documents": Page(documents.documents_page),

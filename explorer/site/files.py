@@ -10,12 +10,14 @@ import base64
 import json
 import re
 import zlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from actstore.display.reports import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
+
+Value = TypeVar("Value")
 
 SHARD: Final = 16
 """Neurons per file."""
@@ -47,6 +49,14 @@ def file_of(parts: Sequence[str]) -> tuple[str, str | None]:
     if before and before[0] == "token":
         return "/".join([*folder, str(int(last) // TOKENS)]), last
     return "/".join([*folder, file_name(last)]), None
+
+
+def sharded(named: Iterable[tuple[tuple[str, str | None], Value]]) -> dict[str, dict[str | None, Value]]:
+    """File → what is in it by name, of ((file, name), what is there)."""
+    files: dict[str, dict[str | None, Value]] = {}
+    for (file, name), value in named:
+        files.setdefault(file, {})[name] = value
+    return files
 
 
 def script(file: str, document: object) -> bytes:

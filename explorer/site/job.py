@@ -6,24 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from actstore.explorer.pages.neuron import graph_sets
+from actstore.explorer.pages.documents import FILE_DIGITS, document_rows, text_of_peaks
+from actstore.explorer.pages.documents import TOKENS as TEXT_TOKENS
+from actstore.explorer.pages.images import image_bytes
+from actstore.explorer.pages.numbers import short
 from actstore.explorer.pages.overview import store_page
 from actstore.explorer.pages.table import Address
 from actstore.explorer.pages.tokens import token_index
-from actstore.explorer.site.files import SHARD, TOKENS, file_name, file_of, script
-from actstore.store.errors import ActstoreError
+from actstore.explorer.site.files import SHARD, TOKENS, file_name, file_of, script, sharded
 from actstore.store.neurons import neuron_name
 from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from actstore.store.reader import Store
 
-PAGES: Final = ("store", "overview", "column", "neuron", "graph", "token", "token-list", "questions", "prompts")
-"""The pages that a site has files of; the others need a server."""
+PAGES: Final = ("store", "overview", "column", "neuron", "token", "token-list", "questions", "prompts")
+"""The pages that every site has files of."""
 PATHS: Final = 12
 """Paths of a neuron's graph."""
+IMAGE_SIDE: Final = 256
+"""Pixels of an image's longer side at most."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +50,41 @@ class SiteJob:
     exemplars: int
     graphs: str | None
     """The set of graphs; None where there are none."""
+    parts: frozenset[str]
+    """Those of `PARTS` that it has."""
+    texts: tuple[int, ...] = ()
+    """Documents whose whole text it has."""
+    held: frozenset[str] | None = None
+    """Names of the neurons that it has pages of; None for all."""
 
     def path(self, file: str) -> Path:
         """Where a file lies."""
         return self.target / "data" / f"{file}.js"
 
-    def write(self, item: SiteFile) -> int:
-        """Make a file, whole or not at all; its bytes."""
-        data = self.make(item)
-        path = self.path(item.file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_bytes(data)
-        return len(data)
+    def write(self, item: SiteFile) -> None:
+        """Make a file, whole or not at all, after the images that it shows."""
+        named = self.documents(item)
+        for document in images_of(named):
+            self._write_image(document)
+        put(self.path(item.file), script(item.file, named.get(None, named)))
 
     def make(self, item: SiteFile) -> bytes:
         """The bytes of a file."""
-        named = {name: self._document(self.store, address) for name, address in item.documents}
+        named = self.documents(item)
         return script(item.file, named.get(None, named))
+
+    def image(self, document: int) -> bytes:
+        """A document's image as the site has it."""
+        return image_bytes(self.store, self.capture, document, IMAGE_SIDE, "WEBP")
+
+    def _write_image(self, document: int) -> None:
+        path = self.target / "data" / "image" / file_name(self.capture) / f"{document}.webp"
+        if not path.exists():
+            put(path, self.image(document))
+
+    def documents(self, item: SiteFile) -> dict[str | None, Any]:
+        """The documents of a file by their names in it."""
+        return {name: self._document(self.store, address) for name, address in item.documents}
 
     def _document(self, store: Store, text: str) -> Any:
         page, *parts = text.split("/")
@@ -75,15 +96,31 @@ class SiteJob:
             return token_index(store, self.capture, self.site).document(store, int(parts[-1])) | {
                 "graphs": {"reason": reason}
             }
-        return Address.parse(text).document(store)
+        if page == "document-list":
+            rows = document_rows(store.peek(self.capture), self.texts)
+            return {"documents": rows, "n": store.peek(self.capture).record.plan.n_documents}
+        if page == "text":
+            is_held = (lambda name: True) if self.held is None else self.held.__contains__
+            return text_of_peaks(store, self.capture, self.site, int(parts[0]), int(parts[1]), is_held)
+        document = Address.parse(text).document(store)
+        kinds = {"neuron": ("exemplars",), "others": ("lowest", "random")}.get(page, ())
+        return document | {kind: [shown_part(one) for one in document[kind]] for kind in kinds if kind in document}
 
     def files(self, neurons: Sequence[tuple[int, int]]) -> list[SiteFile]:
-        """All files but the site's first page, for these neurons (layer, index)."""
+        """All files but the site's first page, the images and the lists that come of comparing; for these neurons."""
+        at = (self.capture, self.site)
+        by_neuron = {"neuron": (at, f"?exemplars={self.exemplars}")}
+        by_neuron |= {name: (at, "") for name in ("others", "maps") if name in self.parts}
+        by_neuron |= {"graph": ((self.graphs,), f"?paths={PATHS}")} if self.graphs else {}
         return [
             *(_alone(address) for address in self._single(self.store)),
-            *self._shards(Address("neuron", (self.capture, self.site)), neurons, f"?exemplars={self.exemplars}"),
-            *(self._shards(Address("graph", (self.graphs,)), neurons, f"?paths={PATHS}") if self.graphs else ()),
+            *(
+                one
+                for name, (place, options) in by_neuron.items()
+                for one in self._shards(Address(name, place), neurons, options)
+            ),
             *self._tokens(self.store),
+            *self._texts(self.store),
         ]
 
     def _single(self, store: Store) -> Iterator[Address]:
@@ -102,49 +139,73 @@ class SiteJob:
             yield Address("prompts", (self.capture, str(row)))
 
     def _shards(self, address: Address, neurons: Sequence[tuple[int, int]], options: str) -> Iterator[SiteFile]:
-        shards: dict[str, list[tuple[str | None, str]]] = {}
-        for layer, index in neurons:
-            one = Address(address.page, (*address.parts, neuron_name(layer, index)))
-            file, name = file_of((one.page, *one.parts))
-            shards.setdefault(file, []).append((name, f"{one}{options}"))
-        return (SiteFile(file, tuple(documents)) for file, documents in shards.items())
+        named = (Address(address.page, (*address.parts, neuron_name(*neuron))) for neuron in neurons)
+        yield from _grouped(((one.page, *one.parts), f"{one}{options}") for one in named)
 
     def _tokens(self, store: Store) -> Iterator[SiteFile]:
         """The list of tokens that have a neuron, and a page for each."""
         place = f"{file_name(self.capture)}/{file_name(self.site)}"
         tokens = token_index(store, self.capture, self.site).tokens()
         yield SiteFile(f"token-list/{place}", ((None, f"token-list/{place}"),))
-        shards: dict[str, list[tuple[str | None, str]]] = {}
-        for token in tokens:
-            file, name = file_of(("token", self.capture, self.site, str(token)))
-            shards.setdefault(file, []).append((name, f"token/{token}"))
-        yield from (SiteFile(file, tuple(documents)) for file, documents in shards.items())
+        yield from _grouped((("token", self.capture, self.site, str(token)), f"token/{token}") for token in tokens)
 
-    def about(self) -> dict[str, Any]:
-        """What the front end needs to know at once: the store with this capture alone, and how files are named."""
+    def _texts(self, store: Store) -> Iterator[SiteFile]:
+        """The list of documents, and their texts, in pages of as many tokens as on a server."""
+        if not self.texts:
+            return
+        lengths = store.peek(self.capture).documents().to_arrow()["n_tokens"].to_pylist()
+        yield SiteFile(f"document-list/{file_name(self.capture)}", ((None, "document-list"),))
+        for document in self.texts:
+            for first in range(0, max(1, lengths[document]), TEXT_TOKENS):
+                parts = ("text", self.capture, self.site, str(document), *([f"first={first}"] if first else []))
+                yield SiteFile("/".join(map(file_name, parts)), ((None, f"text/{document}/{first}"),))
+
+    def about(self, reasons: Mapping[str, str]) -> dict[str, Any]:
+        """What the front end needs to know at once: the store with this capture alone, and how files are named.
+
+        `reasons`: why there are no files of some pages, by page.
+        """
         described = store_page(self.store)
         described["captures"] = {self.capture: described["captures"][self.capture] | {"sites": [self.site]}}
         described["store"] = Path(described["store"].rstrip("/")).name  # where it lies on a disk is nobody's business
         described["graphs"] = [self.graphs] if self.graphs else []
         return {
-            "pages": list(PAGES),
+            "pages": [
+                *PAGES,
+                *(["graph"] if self.graphs else []),
+                *sorted(self.parts),
+                *(["text"] if self.texts else []),
+            ],
+            "texts": list(self.texts),
+            "reasons": dict(reasons),
             "shards": {"neuron": SHARD, "token": TOKENS},
             "store": described | {"default": self.capture, "damaged": {}},
         }
 
 
-def first_graphs(store: Store, capture: str, site: str) -> str | None:
-    """The set of graphs of a capture that a site shows: `graphs`, or else the first; None where none can be read."""
-    from actstore.store.graphs.record import read_record
+def shown_part(excerpt: dict[str, Any]) -> dict[str, Any]:
+    """What pages show of an excerpt, activations in as many digits as a colour needs: excerpts are most of a site."""
+    shown = {key: excerpt[key] for key in ("value", "document", "position", "source", "tokens", "pivot")}
+    return shown | {"activations": short(excerpt["activations"], FILE_DIGITS)}
 
-    for name in graph_sets(store):
-        try:
-            record = read_record(store.folder, name)
-        except ActstoreError:
-            continue
-        if record is not None and (record.capture, record.site) == (capture, site):
-            return name
-    return None
+
+def images_of(documents: dict[str | None, Any]) -> set[int]:
+    """The documents of the capture whose images are shown."""
+    pages = [one for one in documents.values() if isinstance(one, dict)]
+    return {one["document"] for page in pages for one in (*page.get("maps", ()), page) if one.get("image")}
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, in a folder that need not be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_bytes(data)
+
+
+def _grouped(named: Iterable[tuple[tuple[str, ...], str]]) -> Iterator[SiteFile]:
+    """Files of documents by the parts of their addresses; neighbouring ones share a file."""
+    for file, documents in sharded((file_of(parts), address) for parts, address in named).items():
+        yield SiteFile(file, tuple(documents.items()))
 
 
 def _alone(address: Address) -> SiteFile:

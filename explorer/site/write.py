@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,33 +10,25 @@ from typing import TYPE_CHECKING, Any, Final
 from actstore.api.neurons import chosen_neurons
 from actstore.engine.workers.scan import Scan, executor_of
 from actstore.explorer.bundle_files import FILES, bundle_file
-from actstore.explorer.site.job import SiteFile, SiteJob, first_graphs
+from actstore.explorer.pages.documents import documents_with_peaks
+from actstore.explorer.site.estimate import SiteEstimate, estimate_site
+from actstore.explorer.site.files import file_of, script, sharded
+from actstore.explorer.site.job import SiteFile, SiteJob, put
+from actstore.explorer.site.neighbours import Comparison, compare_activations, compare_graphs, shown_graphs
+from actstore.explorer.site.parts import PARTS
+from actstore.explorer.site.target import MADE, check_target, made_of
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_name
 from actstore.store.reader import Store
-from actstore.store.storage.atomic import replacing
-from actstore.store.version import version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from actstore.api.neurons import NeuronInput
+    from actstore.engine.workers.executor import Executor
 
-MADE: Final = "site.json"
-"""What a site is made of, so that an interrupted one is not continued with something else."""
-SAMPLES: Final = 3
-"""Files of neurons that are made to estimate all."""
 PLACE: Final = b"<!-- site -->\n"
 LINK: Final = b'<script src="data/site.js"></script>\n'
-
-
-@dataclass(frozen=True)
-class SiteEstimate:
-    """How large a site will be, and how long it takes in one process."""
-
-    files: int
-    neurons: int
-    nbytes: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,19 @@ class SiteReport:
     """Of all files."""
 
 
+@dataclass(frozen=True)
+class SiteWork:
+    """All that is to be written."""
+
+    job: SiteJob
+    neurons: Sequence[tuple[int, int]]
+    files: Sequence[SiteFile]
+    comparisons: Sequence[Comparison]
+    """The lists that come of comparing all neurons."""
+    reasons: dict[str, str]
+    """Page → why there is none, of those that are not as on a server."""
+
+
 def write_site(
     store: Store | str | Path,
     folder: str | Path,
@@ -62,6 +65,8 @@ def write_site(
     capture: str | None = None,
     site: str = "mlp.post",
     k: int = 10,
+    texts: int = 100,
+    leave_out: Sequence[str] = (),
     resume: bool = False,
     dry_run: bool = False,
     workers: int | None = None,
@@ -71,106 +76,111 @@ def write_site(
     """As `actstore.site`."""
     if k < 1:
         raise InvalidInputError(f"`k` is a number of exemplars, 1 or more, found {k}.")
+    if texts < 0:
+        raise InvalidInputError(f"`texts` is a number of documents, 0 or more, found {texts}.")
+    if unknown := sorted({*leave_out} - PARTS.keys()):
+        raise InvalidInputError(f"`leave_out` names parts of a site: {', '.join(PARTS)}; found {', '.join(unknown)}.")
     opened = store if isinstance(store, Store) else Store(store)
     held = opened.capture(capture)
     selected = chosen_neurons(held, site, neurons, layers)
+    are_all = selected is None
     if selected is None:
         selected = [(layer, index) for layer, width in held.record.layers(site).items() for index in range(width)]
     if not selected:
         raise InvalidInputError(f"Capture {held.record.name!r} has no neuron at {site} that a site could be made of.")
     for layer, index in selected:
         held.check_neuron(layer, index, site)
-    target = Path(folder)
-    name = held.record.name
-    job = SiteJob(opened, target, name, site, k, first_graphs(opened, name, site))
-    _check_target(target, job, selected, resume=resume)
-    files = job.files(selected)
-    estimate = _estimate(job, files, len(selected))
+    work = _plan(opened, Path(folder), held.record.name, site, selected, are_all, k, texts, frozenset(leave_out))
+    made = made_of(work.job, selected)
+    check_target(work.job.target, made, resume=resume)
+    estimate = estimate_site(work.job, work.files, work.comparisons, len(selected))
     on_estimate(estimate)
     if dry_run:
-        return SiteReport(str(target), estimate, 0, 0)
-    return _write(job, files, selected, estimate, workers, on_file)
+        return SiteReport(str(work.job.target), estimate, 0, 0)
+    return _write(work, made, estimate, executor_of(workers), on_file)
+
+
+def _plan(
+    store: Store,
+    target: Path,
+    capture: str,
+    site: str,
+    selected: Sequence[tuple[int, int]],
+    are_all: bool,
+    k: int,
+    texts: int,
+    left_out: frozenset[str],
+) -> SiteWork:
+    """What the site has, and why it has no more."""
+    record = store.capture(capture).record
+    graphs = shown_graphs(store, capture, site)
+    reasons = {part: f"These files were made without {about}." for part, about in PARTS.items() if part in left_out}
+    parts = {"others"} if record.encoding.keeps_values else set()
+    parts |= {"maps"} if record.of_images and record.encoding.keeps_values else set()
+    comparisons = []
+    compared: dict[str, Callable[[], Comparison | str]] = {
+        "similar": lambda: compare_graphs(store, graphs), "coactive": lambda: compare_activations(store, capture, site),
+    }  # fmt: skip
+    for part, compare in compared.items():
+        if part in left_out or (part == "similar" and graphs is None):
+            continue
+        found = compare()
+        if isinstance(found, str):
+            reasons[part] = found
+        else:
+            comparisons.append(found)
+            parts.add(part)
+    names = None if are_all else frozenset(neuron_name(*neuron) for neuron in selected)
+    documents = tuple(documents_with_peaks(store, capture, site, texts)) if texts else ()
+    job = SiteJob(store, target, capture, site, k, graphs, frozenset(parts - left_out), documents, names)
+    return SiteWork(job, selected, job.files(selected), comparisons, reasons)
 
 
 def _write(
-    job: SiteJob,
-    files: Sequence[SiteFile],
-    selected: Sequence[tuple[int, int]],
+    work: SiteWork,
+    made: dict[str, Any],
     estimate: SiteEstimate,
-    workers: int | None,
+    executor: Executor,
     on_file: Callable[[int, int], None],
 ) -> SiteReport:
     """Make what is missing; `index.html` comes last."""
-    job.target.mkdir(parents=True, exist_ok=True)
-    _put(job.target / MADE, (json.dumps(_settings(job, selected), indent=1) + "\n").encode())
-    missing = [item for item in files if not job.path(item.file).exists()]
-    scan = Scan(executor_of(workers), again="Write the site again with `resume=True`")
-    for done, _ in enumerate(scan(job.write, missing), 1):
-        on_file(done, len(missing))
-    _put(job.target / "data" / "site.js", f"actstoreSite={json.dumps(job.about())}\n".encode())
+    job = work.job
+    put(job.target / MADE, (json.dumps(made, indent=1) + "\n").encode())
+    missing = [item for item in work.files if not job.path(item.file).exists()]
+    lists = {one.page: _missing_lists(work, one) for one in work.comparisons}
+    n, done = len(missing) + sum(map(len, lists.values())), 0
+    scan = Scan(executor, again="Write the site again with `resume=True`")
+    for _ in scan(job.write, missing):
+        on_file(done := done + 1, n)
+    for one in work.comparisons:
+        for _ in _write_lists(job, one, lists[one.page], executor):
+            on_file(done := done + 1, n)
+    put(job.target / "data" / "site.js", f"actstoreSite={json.dumps(job.about(work.reasons))}\n".encode())
     for name in sorted(FILES, key=lambda name: name == "index.html"):
         data, _ = bundle_file(name)
-        _put(job.target / name, data.replace(PLACE, LINK) if name == "index.html" else data)
+        put(job.target / name, data.replace(PLACE, LINK) if name == "index.html" else data)
     nbytes = sum(path.stat().st_size for path in job.target.rglob("*") if path.is_file())
-    return SiteReport(str(job.target), estimate, len(missing), nbytes)
+    return SiteReport(str(job.target), estimate, n, nbytes)
 
 
-def _put(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_bytes(data)
+def _missing_lists(work: SiteWork, comparison: Comparison) -> dict[str, dict[str | None, None]]:
+    """File → names of its neurons, of the files of a comparison that are not there."""
+    parts = ((comparison.page, *comparison.place, neuron_name(*neuron)) for neuron in work.neurons)
+    files = sharded((file_of(one), None) for one in parts)
+    return {file: names for file, names in files.items() if not work.job.path(file).exists()}
 
 
-def _estimate(job: SiteJob, files: Sequence[SiteFile], n_neurons: int) -> SiteEstimate:
-    """From some files of each kind of page, spread over all; the first, which is made to warm up, does not count in time."""
-    kinds: dict[str, list[SiteFile]] = {}
-    for item in files:
-        kinds.setdefault(item.file.partition("/")[0], []).append(item)
-    nbytes = seconds = 0.0
-    for items in kinds.values():
-        sample = items[:: max(1, len(items) // SAMPLES)][:SAMPLES]
-        job.make(sample[0])
-        began, size = time.perf_counter(), sum(len(job.make(item)) for item in sample)
-        nbytes += size / len(sample) * len(items)
-        seconds += (time.perf_counter() - began) / len(sample) * len(items)
-    bundle = sum(len(bundle_file(name)[0]) for name in FILES)
-    return SiteEstimate(len(files) + len(FILES) + 2, n_neurons, int(nbytes) + bundle, seconds)
-
-
-def _settings(job: SiteJob, selected: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """What decides the bytes of a site's files."""
-    digest = hashlib.sha256(json.dumps(list(selected)).encode()).hexdigest()
-    record = job.store.peek(job.capture).record
-    return {
-        "written_by": f"actstore {version()}",
-        "store": job.store.root_record.id or job.store.folder.location,
-        "capture": job.capture,
-        "fingerprint": record.plan.fingerprint,
-        "site": job.site,
-        "exemplars": job.exemplars,
-        "graphs": job.graphs,
-        "neurons": digest,
-    }
-
-
-def _check_target(target: Path, job: SiteJob, selected: Sequence[tuple[int, int]], *, resume: bool) -> None:
-    """`InvalidInputError` where the folder holds something else, or a site of other settings."""
-    if target.exists() and not target.is_dir():
-        raise InvalidInputError(f"{target} is a file. Name a folder for the site.")
-    if not target.exists() or not any(target.iterdir()):
+def _write_lists(
+    job: SiteJob, comparison: Comparison, missing: dict[str, dict[str | None, None]], executor: Executor
+) -> Iterator[str]:
+    """Compare all neurons, and write what of it is missing."""
+    if not missing:
         return
-    made = target / MADE
-    if not made.is_file():
-        raise InvalidInputError(f"{target} holds files that are no site of actstore. Name another folder.")
-    try:
-        found = json.loads(made.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
-        found = None
-    if not resume:
-        raise InvalidInputError(
-            f"{target} holds a site already. Continue it with `resume=True`, or name another folder."
-        )
-    if found != _settings(job, selected):
-        raise InvalidInputError(
-            f"{target} holds a site of other neurons, settings or data, or of another version. Name another folder."
-        )
+    file_of_name = {name: file for file, names in missing.items() for name in names}
+    found: dict[str, dict[str | None, Any]] = {file: {} for file in missing}
+    for name, document in comparison.documents(executor):
+        if name in file_of_name:
+            found[file_of_name[name]][name] = document
+    for file, documents in found.items():
+        put(job.path(file), script(file, documents))
+        yield file

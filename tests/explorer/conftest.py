@@ -15,7 +15,7 @@ import actstore
 from actstore.explorer.pages.table import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 DATA = Path(__file__).parents[1] / "store" / "data"
 
@@ -52,6 +52,20 @@ def copy(text_path: Path, tmp_path: Path) -> Path:
     return shutil.copytree(text_path, tmp_path / "copy.actstore")
 
 
+@pytest.fixture
+def pictures(image_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The images of the store of images, where its capture found them: in a folder of the one that commands are given in."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    rows = actstore.open(image_path).capture("corpus").documents().to_pylist()
+    for row in rows:
+        image = Image.new("RGB", (row["width"], row["height"]), (200, 40, 40))
+        image.save(tmp_path / row["image"])
+    return tmp_path / "pictures"
+
+
 @pytest.fixture(scope="session")
 def page() -> Callable[..., dict[str, Any]]:
     """The document of an address of a store."""
@@ -60,6 +74,20 @@ def page() -> Callable[..., dict[str, Any]]:
         return Address.parse(address).document(store)
 
     return read
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright; where either is missing, the test is skipped."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: `make test-browser` installs it")
+    browser_support = pytest.importorskip("explorer_browser", reason="no server")
+    if browser_support.CHROMIUM is None:
+        pytest.skip("no browser: `apt-get install chromium`")
+    with playwright.sync_playwright() as driver:
+        # As root, in a container, Chromium starts without its sandbox alone.
+        browser = driver.chromium.launch(executable_path=browser_support.CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @dataclass

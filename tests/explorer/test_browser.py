@@ -13,26 +13,13 @@ import pytest
 
 import actstore
 
-playwright = pytest.importorskip("playwright.sync_api", reason="no browser")
 browser_support = pytest.importorskip("explorer_browser", reason="no server")
-
-if browser_support.CHROMIUM is None:
-    pytest.skip("no browser", allow_module_level=True)
+Tab = browser_support.Tab
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.slow
-WAIT_MS = 60_000
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with playwright.sync_playwright() as driver:
-        # As root, in a container, Chromium starts without its sandbox alone.
-        browser = driver.chromium.launch(executable_path=browser_support.CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -41,40 +28,8 @@ def address(text_path: Path, image_path: Path) -> Iterator[str]:
         yield url
 
 
-class Tab:
-    """A page of the browser; whatever it complains of is an error."""
-
-    def __init__(self, page: Any, base: str) -> None:
-        self.page, self.base = page, base
-        self.complaints: list[str] = []
-        page.set_default_timeout(WAIT_MS)
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.on(
-            "console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text)
-        )
-        page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
-
-    def open(self, route: str) -> Tab:
-        """Go to a route and wait until everything is there."""
-        self.page.goto("about:blank")
-        self.page.goto(self.base + route)
-        return self.settled()
-
-    def settled(self) -> Tab:
-        self.page.locator("main h1, main .empty, main .error").first.wait_for()
-        self.page.wait_for_selector(".loading, [aria-busy=true]", state="detached")
-        return self
-
-    def text(self, selector: str = "main") -> str:
-        return str(self.page.locator(selector).first.inner_text())
-
-    def fits(self) -> bool:
-        """Whether the page is no wider than the window."""
-        return bool(self.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"))
-
-
 @pytest.fixture
-def tab(chromium: Any, address: str) -> Iterator[Tab]:
+def tab(chromium: Any, address: str) -> Iterator[Any]:
     context = chromium.new_context(viewport={"width": 1200, "height": 900})
     yield (tab := Tab(context.new_page(), address))
     context.close()
@@ -101,13 +56,13 @@ ROUTES = {
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("width", [1200, 390])
-def test_every_page_is_there_and_fits(tab: Tab, route: str, width: int) -> None:
+def test_every_page_is_there_and_fits(tab: Any, route: str, width: int) -> None:
     tab.page.set_viewport_size({"width": width, "height": 800})
     assert ROUTES[route].lower() in tab.open(route).text().lower()
     assert tab.fits()
 
 
-def test_images_have_maps(tab: Tab, image_path: Path) -> None:
+def test_images_have_maps(tab: Any, image_path: Path) -> None:
     layer = min(actstore.open(image_path).capture("corpus").record.layers("mlp.post"))
     tab.open(f"#/1/neuron/corpus/mlp.post/L{layer}.N3")
     assert tab.page.locator(".maps figure").count() == 2
@@ -115,7 +70,7 @@ def test_images_have_maps(tab: Tab, image_path: Path) -> None:
     assert "the map alone" in tab.text(".maps")
 
 
-def test_a_user_goes_from_a_list_to_neurons_and_back(tab: Tab) -> None:
+def test_a_user_goes_from_a_list_to_neurons_and_back(tab: Any) -> None:
     tab.open("#/0/overview/corpus/mlp.post")
     first = tab.page.locator("main td a").first
     name = first.inner_text()
@@ -135,7 +90,7 @@ def test_a_user_goes_from_a_list_to_neurons_and_back(tab: Tab) -> None:
     tab.page.locator("h1", has_text=name).wait_for()
 
 
-def test_search_takes_neurons_and_tokens(tab: Tab) -> None:
+def test_search_takes_neurons_and_tokens(tab: Any) -> None:
     tab.open("#/0")
     tab.page.keyboard.press("/")
     tab.page.keyboard.type("l1.n3")
@@ -151,7 +106,7 @@ def test_search_takes_neurons_and_tokens(tab: Tab) -> None:
     tab.settled()
 
 
-def test_everything_is_reached_by_the_keyboard(tab: Tab) -> None:
+def test_everything_is_reached_by_the_keyboard(tab: Any) -> None:
     tab.open("#/0/neuron/corpus/mlp.post/L1.N3")
     reached = set()
     for _ in range(60):
@@ -162,7 +117,7 @@ def test_everything_is_reached_by_the_keyboard(tab: Tab) -> None:
     assert {"Neurons", "SQL", "Lowest", "At random", "graphs", "L1.N4 →"} <= reached
 
 
-def test_a_selection_is_an_address(tab: Tab) -> None:
+def test_a_selection_is_an_address(tab: Any) -> None:
     tab.open("#/0/overview/corpus/mlp.post")
     box = tab.page.locator(".scatter canvas").bounding_box()
     tab.page.mouse.move(box["x"] + 60, box["y"] + 12)
@@ -179,7 +134,7 @@ def test_a_selection_is_an_address(tab: Tab) -> None:
     assert tab.page.locator("main td a").all_inner_texts() == rows
 
 
-def test_a_wrong_query_is_a_sentence_and_the_next_is_answered(tab: Tab) -> None:
+def test_a_wrong_query_is_a_sentence_and_the_next_is_answered(tab: Any) -> None:
     tab.open("#/0/sql/corpus/mlp.post")
     tab.page.locator("textarea").fill("drop table neurons")
     tab.page.get_by_role("button", name="Run").click()
@@ -192,7 +147,7 @@ def test_a_wrong_query_is_a_sentence_and_the_next_is_answered(tab: Tab) -> None:
     tab.complaints.clear()
 
 
-def test_what_is_not_there_is_said(tab: Tab) -> None:
+def test_what_is_not_there_is_said(tab: Any) -> None:
     assert "no capture nothing" in tab.open("#/0/neuron/nothing/mlp.post/L1.N3").text()
     assert "no store of this number" in tab.open("#/9").text()
     assert "layers 0 to 1" in tab.open("#/0/neuron/corpus/mlp.post/L9.N3").text()
@@ -200,7 +155,7 @@ def test_what_is_not_there_is_said(tab: Tab) -> None:
     tab.complaints.clear()  # of the page that the server has not
 
 
-def test_excerpts_of_other_kinds_and_the_picture_of_a_graph(tab: Tab) -> None:
+def test_excerpts_of_other_kinds_and_the_picture_of_a_graph(tab: Any) -> None:
     tab.open("#/0/neuron/corpus/mlp.post/L1.N3")
     highest = tab.text(".excerpts")
     for kind in ("Lowest", "At random"):
@@ -240,7 +195,7 @@ CONTRAST = """() => {
 @pytest.mark.parametrize(
     "route", ["#/0/neuron/corpus/mlp.post/L1.N3", "#/0/question/questions/mlp.post", "#/0/sql/corpus/mlp.post"]
 )
-def test_contrast_is_that_of_the_guidelines(tab: Tab, route: str, scheme: str) -> None:
+def test_contrast_is_that_of_the_guidelines(tab: Any, route: str, scheme: str) -> None:
     """WCAG AA: 4.5 to 1 for text of this size."""
     tab.page.emulate_media(color_scheme=scheme)
     found = tab.open(route).page.evaluate(CONTRAST)
@@ -259,7 +214,7 @@ AXE_RUN = "async () => { const { passes, violations } = await axe.run(); return 
 
 @pytest.mark.skipif(not AXE.is_file(), reason="axe-core is not here: run `make explorer`")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_no_fault(tab: Tab, scheme: str) -> None:
+def test_axe_finds_no_fault(tab: Any, scheme: str) -> None:
     """The rules of axe-core, those of good practice included, on every page."""
     tab.page.emulate_media(color_scheme=scheme)
     for route in ROUTES:
@@ -310,7 +265,7 @@ def test_nothing_of_a_store_runs(chromium: Any, planted_texts: Path, tmp_path: P
             context.close()
 
 
-def test_the_policy_stops_what_the_pages_would_let_through(tab: Tab) -> None:
+def test_the_policy_stops_what_the_pages_would_let_through(tab: Any) -> None:
     tab.open("#/0")
     ran = tab.page.evaluate(
         """() => new Promise((resolve) => {
@@ -378,7 +333,7 @@ def test_a_server_is_used_below_a_path(chromium: Any, text_path: Path) -> None:
         assert tab.complaints == []
 
 
-def test_many_neurons_are_brushed_at_once(tab: Tab) -> None:
+def test_many_neurons_are_brushed_at_once(tab: Any) -> None:
     """350,000 neurons: a selection takes at most 100 ms, on a machine that has nothing else to do."""
     layers, width = 32, 11_008
     overview = {

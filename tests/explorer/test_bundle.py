@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from actstore.explorer.bundle_files import BUNDLE, FILES
+from actstore.explorer.bundle_files import BUNDLE, FILES, WIDGET
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ROOT / "build" / "explorer" / "node_modules"
@@ -18,12 +18,12 @@ FRONTEND = ROOT / "explorer" / "frontend"
 
 
 def test_the_bundle_is_small_and_whole() -> None:
-    assert {path.name for path in BUNDLE.iterdir()} == set(FILES)
-    assert sum((BUNDLE / name).stat().st_size for name in FILES) <= 400_000
+    assert {path.name for path in BUNDLE.iterdir()} == {*FILES, WIDGET}
+    assert sum((BUNDLE / name).stat().st_size for name in (*FILES, WIDGET)) <= 400_000
 
 
 def test_nothing_is_fetched_from_elsewhere() -> None:
-    for name in FILES:
+    for name in (*FILES, WIDGET):
         text = (BUNDLE / name).read_text(encoding="utf-8")
         found = {address for address in re.findall(r"https?://[^\s\"'`)<>]+", text)}
         assert found <= {
@@ -60,7 +60,7 @@ def test_the_source_builds_to_the_bundle(tmp_path: Path) -> None:
         ["node", str(FRONTEND / "build.mjs"), str(tmp_path), str(MODULES)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for name in FILES:
+    for name in (*FILES, WIDGET):
         assert (tmp_path / name).read_bytes() == (BUNDLE / name).read_bytes(), (
             f"{name} is not what its source builds to: run `make explorer`"
         )

@@ -41,3 +41,38 @@ def serving(app: Any) -> Iterator[str]:
 def serving_stores(stores: Sequence[Path]) -> Any:
     """The same for the explorer of some stores."""
     return serving(application(Shelf(stores), ["127.0.0.1"]))
+
+
+WAIT_MS = 60_000
+
+
+class Tab:
+    """A page of the browser; whatever it complains of is an error."""
+
+    def __init__(self, page: Any, base: str) -> None:
+        self.page, self.base = page, base
+        self.complaints: list[str] = []
+        page.set_default_timeout(WAIT_MS)
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on(
+            "console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text)
+        )
+        page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
+
+    def open(self, route: str) -> Tab:
+        """Go to a route and wait until everything is there."""
+        self.page.goto("about:blank")
+        self.page.goto(self.base + route)
+        return self.settled()
+
+    def settled(self) -> Tab:
+        self.page.locator("main h1, main .empty, main .error").first.wait_for()
+        self.page.wait_for_selector(".loading, [aria-busy=true]", state="detached")
+        return self
+
+    def text(self, selector: str = "main") -> str:
+        return str(self.page.locator(selector).first.inner_text())
+
+    def fits(self) -> bool:
+        """Whether the page is no wider than the window."""
+        return bool(self.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"))

@@ -1,10 +1,10 @@
 // One neuron: what it fires on, what it writes, how it is distributed, and what is like it.
 import { useState } from "preact/hooks";
-import { number, percent, plural, signed, visible } from "../format.js";
+import { number, percent, plural, readable, signed } from "../format.js";
 import { Excerpts, scaleOf } from "../excerpts.jsx";
-import { Card, Empty, Loaded, NeuronLink, Table, TokenLink, useKeys } from "../parts.jsx";
+import { Card, Empty, Legend, Loaded, NeuronLink, Table, TokenLink, useKeys } from "../parts.jsx";
 import { addressOf, go, hashOf } from "../route.js";
-import { imageAddress, useDocument } from "../source.js";
+import { useDocument, useImage } from "../source.js";
 
 export function NeuronPage({ context, route }) {
   const { store, capture, site } = context;
@@ -54,8 +54,8 @@ function Neuron({ context, data }) {
               ))}
             </Card>
           )}
+          {held.images && !silent && <Maps {...{ context, data }} />}
           <Exemplars {...{ context, data, silent }} />
-          {held.images && <Maps {...{ context, data }} />}
         </div>
         <div>
           <Card title="Distribution">{data.histogram.length ? <Histogram bins={data.histogram} /> : <Empty>No finite activation at any counted token.</Empty>}</Card>
@@ -117,6 +117,7 @@ function Histogram({ bins }) {
         <text x={width} y={height + 14} text-anchor="end">{bins[bins.length - 1].high == null ? "∞" : number(bins[bins.length - 1].high)}</text>
         {bins.map(({ low }, i) => (low === 0 && i > 0 ? <g key={i}><line x1={i * step} x2={i * step} y1="0" y2={height} /><text x={i * step} y={height + 14} text-anchor="middle">0</text></g> : null))}
       </svg>
+      <p class="about">Activation across, share of tokens up (at most {percent(most / total)}); ranges grow away from zero.</p>
     </>
   );
 }
@@ -134,10 +135,10 @@ function Writes({ context, data }) {
   const above = statistics.positive;
   const side = (tokens) => <p class="token-list">{tokens.map(({ token, text }) => <TokenLink key={token} {...{ context, token, text }} />)}</p>;
   return (
-    <Card title="Writes" note="by the weights alone">
-      <h3>when above zero <small>{percent(above)} of tokens</small></h3>
+    <Card title="Writes" note="tokens that it makes likelier, by the weights alone">
+      <h3>when above zero <small>at {percent(above)} of tokens</small></h3>
       {side(writes.promoted)}
-      <h3>when below zero <small>{percent(above == null ? null : 1 - above)} of tokens, zero included</small></h3>
+      <h3>when below zero <small>at {percent(above == null ? null : 1 - above)} of tokens, zero included</small></h3>
       {side(writes.suppressed)}
     </Card>
   );
@@ -195,6 +196,7 @@ function Graph({ context, data }) {
 function Paths({ graph }) {
   return (
     <ul class="paths">
+      <li class="about"><span>context, then the token it fires on</span><span>probability <small>fired / seen</small></span></li>
       {graph.lines.map((line, i) => {
         const [activating, ...before] = line.texts;
         return (
@@ -212,15 +214,16 @@ function Paths({ graph }) {
 }
 
 function Similar({ context, data }) {
-  const { store, capture, site, pages, held } = context;
+  const { store, capture, site, pages, held, form, reasons } = context;
   const sets = store.graphs;
   const set = sets.includes("graphs") ? "graphs" : sets[0];
   const [wanted, setWanted] = useState(false);
   const hasGraphs = pages.includes("similar") && sets.length > 0;
-  const similar = useDocument(store.number, hasGraphs ? addressOf("similar", [set, data.neuron]) : null);
-  const coactive = useDocument(store.number, wanted ? addressOf("coactive", [capture, site, data.neuron]) : null);
   const canScan = pages.includes("coactive") && held.keeps_values;
-  if (!hasGraphs && !canScan) return null;
+  const similar = useDocument(store.number, hasGraphs ? addressOf("similar", [set, data.neuron]) : null);
+  const isMade = form === "site"; // files hold the list already
+  const coactive = useDocument(store.number, canScan && (wanted || isMade) ? addressOf("coactive", [capture, site, data.neuron]) : null);
+
   return (
     <>
       {hasGraphs && (
@@ -235,9 +238,11 @@ function Similar({ context, data }) {
           ))}</Loaded>
         </Card>
       )}
+      {!hasGraphs && reasons.similar && <Card title="Similar graphs"><Empty>{reasons.similar}</Empty></Card>}
+      {!canScan && reasons.coactive && <Card title="Fires together with"><Empty>{reasons.coactive}</Empty></Card>}
       {canScan && (
         <Card title="Fires together with">
-          {!wanted ? <p><button type="button" onClick={() => setWanted(true)}>Look through all neurons</button> <span class="about">This reads the whole capture.</span></p> : (
+          {!wanted && !isMade ? <p><button type="button" onClick={() => setWanted(true)}>Look through all neurons</button> <span class="about">This reads the whole capture.</span></p> : (
             <Loaded state={coactive}>{({ neurons }) => (
               <Table caption="neurons that fire with this one" rows={neurons} columns={[
                 { name: "neuron", of: (row) => <NeuronLink {...{ context }} name={row.neuron} /> },
@@ -253,30 +258,56 @@ function Similar({ context, data }) {
 }
 
 function Maps({ context, data }) {
-  const { store, capture, site, pages } = context;
+  const { store, capture, site, pages, reasons } = context;
   const state = useDocument(store.number, pages.includes("maps") ? addressOf("maps", [capture, site, data.neuron]) : null);
-  if (!pages.includes("maps")) return null;
+  if (!pages.includes("maps")) return reasons.maps ? <Card title="On images"><Empty>{reasons.maps}</Empty></Card> : null;
   return (
-    <Card title="On images" note="its activation at each patch">
-      <Loaded state={state}>{({ maps }) => <div class="maps">{maps.map((map) => <ImageMap key={map.document} {...{ context, map }} />)}</div>}</Loaded>
+    <Card title="On images" note="where it is highest">
+      <Loaded state={state}>{({ maps, grids }) => {
+        const scale = Math.max(...maps.flatMap(({ values }) => values.map((value) => Math.abs(value ?? 0))), 1e-30);
+        return (
+          <>
+            <Legend scale={scale} about="point at a patch for its value; beside each image the patch where it is highest" />
+            <div class="maps">{maps.map((map) => <ImageMap key={map.document} {...{ context, map, scale }} boxes={grids[map.grid]} />)}</div>
+          </>
+        );
+      }}</Loaded>
     </Card>
   );
 }
 
-function ImageMap({ context, map }) {
+function ImageMap({ context, map, boxes, scale }) {
+  const { document, width, height, values } = map;
   const [missing, setMissing] = useState(false);
-  const source = map.image ? imageAddress(context.store.number, context.capture, map.document) : null;
-  const scale = Math.max(...map.patches.map((patch) => Math.abs(patch[4] ?? 0)), 1e-30);
+  const source = useImage(context.store.number, context.capture, document, map.image && !missing);
+  const name = readable(map.caption || map.source);
+  const highest = values.reduce((best, value, i) => ((value ?? -Infinity) > (values[best] ?? -Infinity) ? i : best), 0);
+  const picture = source && <image href={source} width={width} height={height} preserveAspectRatio="none" onError={() => setMissing(true)} />;
   return (
     <figure>
-      <svg viewBox={`0 0 ${map.width} ${map.height}`} role="img" aria-label={`activations over ${map.source}`}>
-        {source && !missing && <image href={source} width={map.width} height={map.height} onError={() => setMissing(true)} />}
-        {map.patches.map(([left, top, right, bottom, value], i) => (
-          <rect key={i} x={left * map.width} y={top * map.height} width={(right - left) * map.width} height={(bottom - top) * map.height}
-            class={value >= 0 ? "above" : "below"} style={{ "--strength": (Math.abs(value ?? 0) / scale).toFixed(3) }}><title>{signed(value)}</title></rect>
-        ))}
-      </svg>
-      <figcaption dir="auto">{visible(map.caption || map.source)}{(missing || !source) && <small>the image's file is not here; the map alone</small>}</figcaption>
+      <div class="map-pair">
+        <svg viewBox={`0 0 ${width} ${height}`} role="img" aria-label={`activations over ${name}`}>
+          {picture}
+          {boxes.map(([left, top, right, bottom], i) => (
+            <rect key={i} x={left * width} y={top * height} width={(right - left) * width} height={(bottom - top) * height}
+              class={values[i] >= 0 ? "above" : "below"} style={{ "--strength": (Math.abs(values[i] ?? 0) / scale).toFixed(3) }}><title>{signed(values[i])}</title></rect>
+          ))}
+        </svg>
+        {source && <Crop {...{ picture, width, height }} box={boxes[highest]} name={name} />}
+      </div>
+      <figcaption dir="auto"><b>{signed(values[highest])}</b> {name}{!map.image || missing ? <small>the image's file is not here; the map alone</small> : null}</figcaption>
     </figure>
+  );
+}
+
+/** What a patch shows, and as much around it on each side: a patch alone is too little to tell what it is of. */
+function Crop({ picture, width, height, box: [left, top, right, bottom], name }) {
+  const [across, down] = [(right - left) * width, (bottom - top) * height];
+  const [x, y] = [left * width, top * height];
+  return (
+    <svg class="crop" viewBox={`${x - across} ${y - down} ${3 * across} ${3 * down}`} role="img" aria-label={`the patch where it is highest, of ${name}`}>
+      {picture}
+      <rect class="frame" x={x} y={y} width={across} height={down} vector-effect="non-scaling-stroke" />
+    </svg>
   );
 }

@@ -1,16 +1,17 @@
 // A text and what neurons do at each of its tokens: a document of the capture, or a new one where the server runs the model.
 import { Fragment } from "preact";
 import { useState } from "preact/hooks";
-import { number, parseNeuron, plural, signed, visible } from "../format.js";
-import { Card, Empty, Legend, Loaded, NeuronLink, Table, Token } from "../parts.jsx";
+import { number, parseNeuron, plural, readable, signed, visible } from "../format.js";
+import { Card, Empty, Legend, Loaded, NeuronLink, Table, Token, code } from "../parts.jsx";
 import { addressOf, go, hashOf } from "../route.js";
-import { useDocument } from "../source.js";
+import { useDocument, useImage } from "../source.js";
 
 const MOST = 8;
 
 export function TextPage({ context, route }) {
-  const { store, capture, site, pages } = context;
+  const { store, capture, site, pages, form } = context;
   if (!pages.includes("text")) return <><h1>Texts</h1><Empty>These files hold no texts but those around exemplars. `actstore serve STORE` shows all.</Empty></>;
+  const isMade = form === "site"; // each text with its own neurons; nobody can ask for others
   const document = route.parts[2];
   const { search = "", first = "", neurons = "", text = "", start = "" } = route.options;
   const to = (part, changed) => hashOf(store.number, "text", [capture, site, ...(part == null ? [] : [part])], { neurons, ...changed });
@@ -23,7 +24,7 @@ export function TextPage({ context, route }) {
       {document != null && (
         <>
           <p><a href={to(null, { search, first })}>All texts</a></p>
-          <Shown {...{ context, neurons }} address={addressOf("text", [capture, site, document], { neurons, first: start })}
+          <Shown {...{ context, neurons, document }} address={addressOf("text", [capture, site, document], isMade ? { first: start } : { neurons, first: start })}
             set={(value) => go(to(document, { neurons: value, start }), true)} page={(n) => to(document, { start: n || "" })} />
         </>
       )}
@@ -43,18 +44,21 @@ function NewText({ text, onRead }) {
 }
 
 function Documents({ context, search, first, to }) {
-  const { store, capture } = context;
-  const state = useDocument(store.number, addressOf("documents", [capture], { search, first }));
+  const { store, capture, form } = context;
+  const isMade = form === "site";
+  const listed = useDocument(store.number, isMade ? addressOf("document-list", [capture]) : addressOf("documents", [capture], { search, first }));
+  const state = isMade && listed.data ? { ...listed, data: among(listed.data, search, Number(first) || 0) } : listed;
   return (
     <>
       <div class="controls">
         <label class="field grow"><span>source contains</span><input type="search" value={search} onChange={(event) => go(to(null, { search: event.currentTarget.value }), true)} /></label>
       </div>
-      <Loaded state={state} lines={10}>{({ documents, n, first: from }) => (n === 0 ? <Empty>No document's source contains that.</Empty> : (
+      <Loaded state={state} lines={10}>{({ documents, n, first: from, n_captured: nCaptured }) => (n === 0 ? <Empty>No document's source contains that.</Empty> : (
         <>
+          {nCaptured > n && !search && <p class="about">{plural(n, "document")} of {number(nCaptured)}: those in which most neurons are highest.</p>}
           <Table caption="documents" rows={documents} columns={[
             { name: "document", right: true, of: (row) => <a href={to(row.document)}>{row.document}</a> },
-            { name: "source", of: (row) => <a href={to(row.document)} dir="auto">{visible(row.source)}</a> },
+            { name: "source", of: (row) => <a href={to(row.document)} dir="auto">{readable(String(row.source))}</a> },
             ...Object.keys(documents[0].labels).map((label) => ({ name: label, of: (row) => row.labels[label] })),
             { name: "tokens", right: true, of: (row) => number(row.n_tokens) },
           ]} />
@@ -69,15 +73,29 @@ function Documents({ context, search, first, to }) {
   );
 }
 
-function Shown({ context, neurons, address, set, page }) {
+/** Of the documents of a site those whose source contains a text, a page of them. */
+function among({ documents, n: nCaptured }, search, first) {
+  const found = documents.filter(({ source }) => String(source).toLowerCase().includes(search.toLowerCase()));
+  return { documents: found.slice(first, first + 100), n: found.length, first, n_captured: nCaptured };
+}
+
+function Picture({ context, document }) {
+  const [missing, setMissing] = useState(false);
+  const source = useImage(context.store.number, context.capture, document, !missing);
+  return source && <img class="document-image" src={source} alt="the image of this text" onError={() => setMissing(true)} />;
+}
+
+function Shown({ context, neurons, address, set, page, document }) {
   const state = useDocument(context.store.number, address);
-  const names = neurons.split(",").filter(Boolean);
-  const [active, setActive] = useState(names[0]);
+  const isMade = context.form === "site";
+  const wanted = neurons.split(",").filter(Boolean);
+  const names = isMade ? (state.data?.neurons ?? []).map((one) => one.neuron) : wanted;
+  const [active, setActive] = useState(wanted[0]);
   const [place, setPlace] = useState(null);
   const add = (name) => names.length < MOST && !names.includes(name) && set([...names, name].join(","));
   return (
     <>
-      <Chosen {...{ names, active, setActive, set, add }} />
+      {isMade ? <Held {...{ names, active: names.includes(active) ? active : names[0], setActive, wanted }} /> : <Chosen {...{ names, active, setActive, set, add }} />}
       <Loaded state={state} lines={10}>{(data) => {
         const neuron = data.neurons.find((one) => one.neuron === active) ?? data.neurons[0];
         const scale = neuron ? Math.max(...neuron.values.map((value) => Math.abs(value ?? 0)), Math.abs(neuron.max ?? 0)) : 0;
@@ -85,12 +103,13 @@ function Shown({ context, neurons, address, set, page }) {
         return (
           <>
             {data.n_cut > 0 && <p class="notice">{plural(data.n_cut, "token")} at the end are left out: the model reads no more at once.</p>}
-            {data.source && <p class="about path" dir="auto">{visible(data.source)}, {plural(data.n_tokens, "token")}</p>}
+            {data.source && <p class="about path" dir="auto">{readable(data.source)}, {plural(data.n_tokens, "token")}</p>}
+            {data.image && <Picture {...{ context, document }} />}
             {neuron && <Legend scale={scale} />}
             <p class="text">
               {data.tokens.map((token, i) => (
                 <Fragment key={i}>
-                  <Token text={token.text} value={neuron?.values[i]} scale={scale} selected={place === i} onClick={() => setPlace(place === i ? null : i)} />
+                  <Token text={token.text} value={neuron?.values[i]} scale={scale} selected={place === i} ofImages={context.held.images} onClick={() => setPlace(place === i ? null : i)} />
                   {token.text.includes("\n") && <br />}
                 </Fragment>
               ))}
@@ -111,17 +130,31 @@ function Shown({ context, neurons, address, set, page }) {
                 ]} />
               </Card>
             )}
-            {peaks.length > 0 && (
+            {peaks.length > 0 && !isMade && (
               <Card title="Neurons of this text" note={typeof data.peaks[0] === "string" ? "highest here of the whole capture" : "those that stand out most"}>
                 <p class="token-list">
                   {peaks.map((one) => <button key={one.neuron} type="button" disabled={names.includes(one.neuron)} title={one.stands_out == null ? undefined : `stands out by ${number(one.stands_out)} standard deviations`} onClick={() => { add(one.neuron); setActive(one.neuron); }}>{one.neuron}</button>)}
                 </p>
               </Card>
             )}
-            {!names.length && peaks.length === 0 && <Empty>Name a neuron above to see what it does at each token.</Empty>}
+            {!names.length && peaks.length === 0 && !isMade && <Empty>Name a neuron above to see what it does at each token.</Empty>}
           </>
         );
       }}</Loaded>
+    </>
+  );
+}
+
+/** The neurons that files hold the activations of, of one text. */
+function Held({ names, active, setActive, wanted }) {
+  const missing = wanted.filter((name) => names.length && !names.includes(name));
+  return (
+    <>
+      <div class="tabs" role="group" aria-label="which neuron">
+        {names.map((name) => <button key={name} type="button" aria-pressed={name === active} onClick={() => setActive(name)}>{name}</button>)}
+      </div>
+      {missing.length > 0 && <p class="notice">{code(`These files do not hold what ${missing.join(", ")} does in the whole of this text. \`actstore serve STORE\` shows it.`)}</p>}
+      <p class="about">{names.length ? "The neurons that are highest here of the whole capture; activations have three digits." : "No neuron of these files is highest in this text."}</p>
     </>
   );
 }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 
+import actstore
 from actstore.display.reports import json_text
 from actstore.explorer.bundle_files import FILES, bundle_file
 from actstore.explorer.pages.table import PAGES, Address
@@ -19,8 +22,6 @@ from actstore.store.errors import NotFoundError
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    import actstore
 
     Client = Callable[..., Any]
 
@@ -81,8 +82,9 @@ def test_the_bundle_is_served_and_nothing_else(client: Client, served: Any) -> N
     for name in FILES:
         reply = client(served, "/" if name == "index.html" else f"/{name}")
         assert (reply.body, reply.headers["content-type"]) == bundle_file(name)
-    for path in ("/setup.py", "/../setup.py", "/%2e%2e/setup.py", "/bundle/", "/api/0/image/corpus/../../x"):
+    for path in ("/setup.py", "/../setup.py", "/%2e%2e/setup.py", "/bundle/"):
         assert client(served, path).status == 404
+    assert client(served, "/api/0/image/corpus/../../x").status == 400  # the address of no image
 
 
 def test_answers_are_compressed_and_not_kept(client: Client, served: Any) -> None:
@@ -99,6 +101,18 @@ def test_images_come_from_where_they_were(client: Client, served: Any) -> None:
     assert "no longer exists" in reply.json["error"]
     assert client(served, "/api/1/image/corpus/99").status == 404
     assert client(served, "/api/0/image/corpus/0").status == 404
+
+
+@pytest.mark.usefixtures("pictures")
+def test_images_that_are_there_are_shown(client: Client, image_path: Path) -> None:
+    served = application(Shelf([image_path]), ["127.0.0.1"])
+    reply = client(served, "/api/0/image/corpus/0")
+    assert (reply.status, reply.headers["content-type"]) == (200, "image/png")
+    assert Image.open(io.BytesIO(reply.body)).size == (40, 24)
+    layer = min(actstore.open(image_path).capture("corpus").record.layers("mlp.post"))
+    found = client(served, f"/api/0/maps/corpus/mlp.post/L{layer}.N3").json
+    assert all(one["image"] for one in found["maps"])
+    assert client(served, "/api/0/text/corpus/mlp.post/0").json["image"] is True
 
 
 def test_a_shelf_opens_anew_what_has_become_old(text_path: Path) -> None:
