@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore
 
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import InvalidInputError, StorageError
 from actstore.store.storage.zarr_storage import ZarrStorage, reading
 
 if TYPE_CHECKING:
@@ -73,3 +73,8 @@ def _open(location: str, read_only: bool, options: Mapping[str, Any] | None) -> 
     except ValueError as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise InvalidInputError(f"{location} is no URL that can be opened: {reason}.") from None
+    except OSError as error:  # a driver that connects at once, such as FTP's, and names no file
+        reason = " ".join((error.strerror or str(error) or type(error).__name__).split()).rstrip(".")
+        raise StorageError(
+            f"{location} cannot be opened: {reason}. Check the address, and that its server runs."
+        ) from None

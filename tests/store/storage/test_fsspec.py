@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from storage_contract import StorageContract
 
-from actstore.store.errors import InvalidInputError
+from actstore.store.errors import InvalidInputError, StorageError
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.fsspec import FsspecStorage
 
@@ -77,6 +78,20 @@ def test_of_a_large_object_pieces_are_read(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(EOFError, match="ends at byte 100"):
         source.read(90, 101)
     assert folder.source("key", tail=None).nbytes_held == 100
+
+
+@pytest.mark.parametrize(
+    "failure", [socket.gaierror(-2, "Name or service not known"), ConnectionRefusedError(111, "Connection refused")]
+)
+def test_a_server_that_cannot_be_reached_is_named(failure: OSError, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **settings: object) -> None:
+        raise failure
+
+    monkeypatch.setattr("actstore.store.storage.fsspec.FsspecStore.from_url", fail)
+    with pytest.raises(
+        StorageError, match=rf"^ftp://host/store cannot be opened: {failure.strerror}\. Check the address"
+    ):
+        Folder("ftp://host/store")
 
 
 def test_an_unknown_scheme_is_refused() -> None:
