@@ -99,11 +99,18 @@ def integrated(
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("family", ["bert", "esm"])
+@pytest.mark.parametrize("kind", ["bert", "bert untied", "esm", "esm absolute"])
 def test_stored_attributions_are_the_integral_over_the_whole_sequence(
-    family: str, request: pytest.FixtureRequest
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    folder, made = request.getfixturevalue(family)
+    """Plain feed-forwards with biases: embeddings tied and not, rotary positions as ESM-2 and absolute as ESM-1."""
+    family = kind.split()[0]
+    if kind == family:
+        folder, made = request.getfixturevalue(family)
+    else:
+        folder = save_bert(tmp_path / "m", tied=False) if family == "bert" else save_esm(tmp_path / "m", rotary=False)
+        rows = CLOZE if family == "bert" else RESIDUES
+        made = attribute(str(folder), written(tmp_path / "q.jsonl", rows), tmp_path / "store", steps=STEPS)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = made.prompts.to_pylist()
     assert len(rows) == (6 if family == "bert" else 8)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from textbook import GATED, blocks_of, final_norm, rows_of, run, textbook_attribution, towards
 from tiny_edits import CONFIGS, make_editable
 
 from actstore.engine.capture import corpus_run
 from actstore.engine.edit.cases import tasks_of_cases
-from actstore.engine.edit.forms.fine import locate
+from actstore.engine.edit.forms.fine import learn, locate
 from actstore.engine.edit.forms.located import _with_image
 from actstore.engine.edit.requests.request import Case, Request
 from actstore.engine.edit.rewrite import rewrite
@@ -21,8 +22,6 @@ from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from actstore.engine.edit.readings import Reader
     from actstore.store.reader import Capture
@@ -43,76 +42,6 @@ def editable(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def normed(tmp_path_factory: pytest.TempPathFactory) -> Editable:
     """The same of a model with a norm after each feed-forward."""
     return "normed", *make_editable("normed", tmp_path_factory.mktemp("normed"))
-
-
-GATED = ("llama", "olmo2")
-
-
-def blocks_of(model: Any) -> list[Any]:
-    """The output projections of the feed-forwards, by layer."""
-    if model.config.model_type in GATED:
-        return [layer.mlp.down_proj for layer in model.model.layers]
-    if model.config.model_type == "gpt2":
-        return [layer.mlp.c_proj for layer in model.transformer.h]
-    return [layer.mlp.dense_4h_to_h for layer in model.gpt_neox.layers]
-
-
-def rows_of(model: Any, layer: int) -> torch.Tensor:
-    """The write vectors [neuron, d_model]."""
-    weight = blocks_of(model)[layer].weight.detach()
-    return weight if model.config.model_type == "gpt2" else weight.T
-
-
-def final_norm(model: Any) -> Any:
-    """The norm before the head."""
-    if model.config.model_type in GATED:
-        return model.model.norm
-    return model.transformer.ln_f if model.config.model_type == "gpt2" else model.gpt_neox.final_layer_norm
-
-
-def towards(model: Any, token: int) -> torch.Tensor:
-    """γ ⊙ u, without its mean where the final norm takes that away."""
-    direction = final_norm(model).weight.detach() * model.get_output_embeddings().weight.detach()[token]
-    return direction if model.config.model_type in GATED else direction - direction.mean()
-
-
-def run(
-    model: Any, ids: torch.Tensor, scale: tuple[int, float] | None = None
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Logits at the last position, and activations there by layer; `scale`: (layer, factor) at the last position."""
-    activations: list[torch.Tensor] = []
-    leaves: list[torch.Tensor] = []
-
-    def hook_of(number: int) -> Any:
-        def hook(_module: Any, args: Any) -> Any:
-            value = args[0][0, -1].detach()
-            activations.append(value)
-            if scale is None or scale[0] != number:
-                return None
-            leaf = (value * scale[1]).requires_grad_()
-            leaves.append(leaf)
-            return (torch.cat([args[0][:, :-1], leaf[None, None]], dim=1),)
-
-        return hook
-
-    handles = [block.register_forward_pre_hook(hook_of(n)) for n, block in enumerate(blocks_of(model))]
-    logits = model(ids[None]).logits[0, -1]
-    for handle in handles:
-        handle.remove()
-    return logits, leaves or activations
-
-
-def textbook_attribution(model: Any, ids: torch.Tensor, target: int, steps: int) -> list[NDArray[np.float64]]:
-    """ā/m Σ_k ∂P(k/m · ā)/∂a at the last position, one layer at a time: Dai et al., equation 2."""
-    _, clean = run(model, ids)
-    found = []
-    for layer, activations in enumerate(clean):
-        total = torch.zeros_like(activations)
-        for step in range(1, steps + 1):
-            logits, (leaf,) = run(model, ids, (layer, step / steps))
-            total += torch.autograd.grad(logits.softmax(-1)[target], leaf)[0]
-        found.append((activations / steps * total).double().numpy())
-    return found
 
 
 def tokens(reader: Reader) -> tuple[list[int], list[int]]:
@@ -296,3 +225,51 @@ def test_fine_locates_the_largest_contributions_to_what_the_model_says(
     for handle in handles:
         handle.remove()
     assert {layer: set(neurons) for layer, neurons in located.items()} == expected
+
+
+def test_one_step_of_fine_is_the_papers_loss_and_adams_first_step(editable: Editable) -> None:
+    """max −log p(y_j) + KL(before ‖ after) in the prompt + 10 · max −log(1 − p(y_j | text)), of δ added to the rows.
+
+    Adam's first step is −rate · g / (|g| + ε) with the gradient g of that loss at δ = 0, where KL is 0 and its gradient too.
+    """
+    _, _, reader = editable
+    model: Any = reader.model.model
+    (task,) = tasks_of_cases(reader, [Case(PROMPT, "reliability", TARGET, None, "")])
+    neurons = {0: [1, 5, 9], 1: [0, 23]}
+    settings = FineSettings(rate=0.05, steps=1)
+    learned = learn(reader, [task], neurons, settings)
+    prompt, target = tokens(reader)
+    ids = torch.tensor([prompt + target])
+    last = len(prompt) - 1
+    parameters = {layer: torch.zeros(len(indices), 16, requires_grad=True) for layer, indices in neurons.items()}
+
+    def logits(deltas: dict[int, torch.Tensor]) -> torch.Tensor:
+        """What a · δ adds to the output of each feed-forward is added by hooks."""
+        handles = []
+        for layer, delta in deltas.items():
+
+            def hook(_m: Any, args: Any, output: Any, layer: int = layer, delta: torch.Tensor = delta) -> Any:
+                return output + args[0][..., neurons[layer]] @ delta
+
+            handles.append(blocks_of(model)[layer].register_forward_hook(hook))
+        found = model(ids).logits[0]
+        for handle in handles:
+            handle.remove()
+        return found
+
+    with torch.no_grad():
+        before = logits({})[:last].log_softmax(-1)
+
+    def loss(deltas: dict[int, torch.Tensor]) -> torch.Tensor:
+        after = logits(deltas)
+        said = after[last:-1].log_softmax(-1)[torch.arange(len(target)), torch.tensor(target)]
+        kept = (before.exp() * (before - after[:last].log_softmax(-1))).sum(1).mean()
+        again = -torch.log(1 - after[-1].softmax(-1)[torch.tensor(target)])
+        return -said.min() + settings.kl * kept + settings.repetition * again.max()
+
+    gradients = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    for (layer, delta), gradient in zip(learned.deltas.items(), gradients, strict=True):
+        expected = -settings.rate * gradient / (gradient.abs() + 1e-8)
+        torch.testing.assert_close(delta, expected, rtol=1e-3, atol=1e-5, msg=f"layer {layer}")
+    with torch.no_grad():
+        assert learned.loss == pytest.approx(float(loss(dict(learned.deltas))), rel=1e-4)

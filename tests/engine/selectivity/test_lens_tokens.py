@@ -24,13 +24,22 @@ if TYPE_CHECKING:
 IDS = random_ids(3, 10, seed=5)
 
 
-@pytest.fixture(scope="module", params=["llama", "gpt2"])
+@pytest.fixture(
+    scope="module", params=[("llama", True), ("llama", False), ("gpt2", True), ("gpt_neox", False)], ids=str
+)
 def made(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[PreTrainedModel, actstore.Store]:
-    """A tiny model with a norm of either kind, and a capture of its stream over three documents of ten ids."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = scatter_weights(AutoModelForCausalLM.from_config(tiny_config(request.param)))
+    """A tiny model with a norm of either kind, and a capture of its stream over three documents of ten ids.
+
+    Gated without biases and plain with biases, tied and untied.
+    """
+    model_type, tied = request.param
+    folder = tmp_path_factory.mktemp(model_type)
+    config = tiny_config(model_type)
+    config.tie_word_embeddings = tied
+    model = scatter_weights(AutoModelForCausalLM.from_config(config))
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
     corpus = folder / "corpus.jsonl"
     corpus.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in IDS.tolist()))
     actstore.capture(model, corpus, folder / "store", sites=("resid.post",), block_tokens=64)
@@ -40,7 +49,8 @@ def made(
 def textbook(model: PreTrainedModel, document: int, position: int, layer: int) -> torch.Tensor:
     """The probabilities of the next token as a layer's stream has them."""
     base = model.base_model
-    blocks, norm = (base.layers, base.norm) if hasattr(base, "layers") else (base.h, base.ln_f)
+    blocks = base.layers if hasattr(base, "layers") else base.h
+    norm = next(getattr(base, name) for name in ("norm", "ln_f", "final_layer_norm") if hasattr(base, name))
     seen: list[torch.Tensor] = []
     handle = blocks[layer].register_forward_hook(
         lambda _module, _args, output: seen.append(output[0] if isinstance(output, tuple) else output)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from textbook import blocks_of
+from tiny_edits import make_editable
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -154,6 +156,39 @@ def test_only_a_labels_neurons_are_kept(
             handle.remove()
         np.testing.assert_allclose(matrix.masked[row], total / n, rtol=1e-4)
     assert (np.diag(matrix.masked) < np.diag(matrix.random[0])).all(), "a language is known by its neurons alone"
+
+
+@pytest.mark.parametrize("keep_only", [False, True])
+@pytest.mark.parametrize("kind", ["gated-tied", "plain-tied-biases", "plain-untied-biases"])
+def test_neurons_are_zeroed_in_models_of_every_kind(kind: str, keep_only: bool, tmp_path: Path) -> None:
+    """Perplexity with a label's neurons at 0, or all others, by plain hooks on each output projection."""
+    make_editable(kind, tmp_path)
+    corpus = tmp_path / "labelled.jsonl"
+    rng = np.random.default_rng(0)
+    rows = [{"input_ids": rng.integers(5, 300, 20).tolist(), "language": LANGUAGES[i % 3]} for i in range(6)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    captured = capture(str(tmp_path / "model"), corpus, tmp_path / "labelled", label_columns=("language",))
+    loaded = load_model(tmp_path / "model")
+    off = {"aa": {0: [1, 2, 9], 1: [4]}, "bb": {0: [0, 23]}, "cc": {}}
+    windows = list(windows_of_capture(captured, "language", LANGUAGES, 30))
+    matrix = measure_masks(loaded, captured, off, windows, MaskSettings(max_tokens=30, n_random=1, keep_only=keep_only))
+    for row, neurons in enumerate(off.values()):
+        handles = []
+        for layer, block in enumerate(blocks_of(loaded.model)):
+            mask = torch.ones(24)
+            mask[neurons.get(layer, [])] = 0
+            mask = 1 - mask if keep_only else mask
+            handles.append(block.register_forward_pre_hook(lambda _module, args, mask=mask: (args[0] * mask,)))
+        total, n = np.zeros(3), np.zeros(3)
+        with torch.inference_mode():
+            for label, window in windows:
+                ids = window.ids.astype(np.int64)
+                log_p = loaded.model(torch.from_numpy(ids[None])).logits[0].log_softmax(-1)
+                total[label] -= float(log_p[torch.arange(len(ids) - 1), ids[1:]].double().sum())
+                n[label] += len(ids) - 1
+        for handle in handles:
+            handle.remove()
+        np.testing.assert_allclose(matrix.masked[row], total / n, rtol=1e-5)
 
 
 def test_lape_recovers_exactly_the_planted_neurons_with_their_languages(held: Capture) -> None:
