@@ -83,6 +83,7 @@ function contextOf(form, store, route) {
   const capture = route.parts[0] ?? store.default ?? names[0];
   const held = store.captures[capture];
   const context = { form: form.form, pages: form.pages, texts: form.texts, reasons: form.reasons ?? {}, live: form.live, stores: form.stores, store, capture, held };
+  if (store.error) return { ...context, site: "", reason: store.error };
   if (!names.length) return { ...context, reason: "This store holds no capture yet. `actstore capture MODEL CORPUS STORE` makes one." };
   if (!held) return { ...context, site: "", reason: `This store has no capture ${capture}. Its captures are: ${names.join(", ")}.` };
   const site = route.parts[1] ?? (held.sites.includes("mlp.post") ? "mlp.post" : held.sites[0]);
