@@ -22,8 +22,8 @@ const PAGES = {
   question: { title: "Questions", show: QuestionPage },
   compare: { title: "Compare", show: ComparePage },
   sql: { title: "SQL", show: SqlPage },
-  neuron: { show: NeuronPage },
-  token: { show: TokenPage },
+  neuron: { show: NeuronPage, below: "overview" },
+  token: { show: TokenPage, below: "tokens" },
 };
 
 // A card is a page without what is around it: in a notebook, under the cell that asked for one neuron.
@@ -66,7 +66,7 @@ function Frame({ form }) {
       {!isCard && <nav aria-label="pages">
         {Object.entries(PAGES).filter(([name, { title }]) => title && isOffered(name, context)).map(([name, { title }]) => (
           <a key={name} href={hashOf(store.number, name, context.capture ? [context.capture, context.site] : [])}
-            aria-current={name === page ? "page" : undefined}>{title}</a>
+            aria-current={name === page ? "page" : PAGES[page]?.below === name ? "true" : undefined}>{title}</a>
         ))}
       </nav>}
       {help && <Help />}
