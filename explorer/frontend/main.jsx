@@ -22,8 +22,8 @@ const PAGES = {
   question: { title: "Questions", show: QuestionPage },
   compare: { title: "Compare", show: ComparePage },
   sql: { title: "SQL", show: SqlPage },
-  neuron: { show: NeuronPage },
-  token: { show: TokenPage },
+  neuron: { show: NeuronPage, below: "overview" },
+  token: { show: TokenPage, below: "tokens" },
 };
 
 // A card is a page without what is around it: in a notebook, under the cell that asked for one neuron.
@@ -66,7 +66,7 @@ function Frame({ form }) {
       {!isCard && <nav aria-label="pages">
         {Object.entries(PAGES).filter(([name, { title }]) => title && isOffered(name, context)).map(([name, { title }]) => (
           <a key={name} href={hashOf(store.number, name, context.capture ? [context.capture, context.site] : [])}
-            aria-current={name === page ? "page" : undefined}>{title}</a>
+            aria-current={name === page ? "page" : PAGES[page]?.below === name ? "true" : undefined}>{title}</a>
         ))}
       </nav>}
       {help && <Help />}
@@ -83,6 +83,7 @@ function contextOf(form, store, route) {
   const capture = route.parts[0] ?? store.default ?? names[0];
   const held = store.captures[capture];
   const context = { form: form.form, pages: form.pages, texts: form.texts, reasons: form.reasons ?? {}, live: form.live, stores: form.stores, store, capture, held };
+  if (store.error) return { ...context, site: "", reason: store.error };
   if (!names.length) return { ...context, reason: "This store holds no capture yet. `actstore capture MODEL CORPUS STORE` makes one." };
   if (!held) return { ...context, site: "", reason: `This store has no capture ${capture}. Its captures are: ${names.join(", ")}.` };
   const site = route.parts[1] ?? (held.sites.includes("mlp.post") ? "mlp.post" : held.sites[0]);

@@ -50,13 +50,19 @@ class Explorer:
         """The stores, and what this server can do."""
 
         def answer() -> dict[str, Any]:
-            described = []
-            for number in range(len(self.shelf)):
-                with self.shelf.use(number) as store:
-                    described.append({"number": number, **store_page(store)})
+            described = [{"number": number, **self._described(number)} for number in range(len(self.shelf))]
             return {"form": "server", "pages": [*PAGES], "live": self.live is not None, "stores": described}
 
         return await _document(answer)
+
+    def _described(self, number: int) -> dict[str, Any]:
+        """A store, or in `error` why it cannot be described: the others are shown all the same."""
+        try:
+            with self.shelf.use(number) as store:
+                return store_page(store)
+        except (ActstoreError, OSError) as error:
+            location = self.shelf.folder(number).location
+            return {"store": location, "model": location, "captures": {}, "error": str(error)}
 
     async def page(self, request: Request) -> Response:
         """One page's document."""

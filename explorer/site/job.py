@@ -174,7 +174,7 @@ class SiteJob:
                 *PAGES,
                 *(["graph"] if self.graphs else []),
                 *sorted(self.parts),
-                *(["text"] if self.texts else []),
+                *(["text", "document-list"] if self.texts else []),
             ],
             "texts": list(self.texts),
             "reasons": dict(reasons),

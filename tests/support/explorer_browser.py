@@ -76,3 +76,13 @@ class Tab:
     def fits(self) -> bool:
         """Whether the page is no wider than the window."""
         return bool(self.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"))
+
+
+@contextmanager
+def exploring(browser: Any, stores: Sequence[Any], **window: Any) -> Iterator[Tab]:
+    """A tab on the explorer of some stores; it must not have complained."""
+    with serving_stores(stores) as url:
+        context = browser.new_context(viewport={"width": 1200, "height": 900}, **window)
+        yield (tab := Tab(context.new_page(), url))
+        context.close()
+        assert tab.complaints == []

@@ -32,7 +32,10 @@ export function QuestionPage({ context, route }) {
             {context.form === "server" && <Select label="method" value={data.method} onChange={(value) => set({ method: value })} options={data.methods} />}
           </div>
           {data.warnings.map((warning) => <p key={warning} class="notice">{warning}</p>)}
-          <Card title="Relevant neurons by layer" note="share of each row's neurons" wide><HeatMap data={data} /></Card>
+          <Card title="Relevant neurons by layer" note="share of each row's neurons" wide>
+            {data.counts.flat().some((count) => count > 0) ? <HeatMap data={data} />
+              : <Empty>No neuron is relevant to some of the queries and not to all; another method above may keep some.</Empty>}
+          </Card>
           <div class="grid">
             {Object.entries(data.neurons).slice(0, 24).map(([label, neurons]) => (
               <Card key={label} title={label}>

@@ -26,6 +26,7 @@ export function StartPage({ context }) {
           { name: "size", right: true, of: (row) => bytes(row.bytes) },
           { name: "state", of: stateOf },
         ]} />
+        {rows.length > 0 && <p class="about">A capture's name leads to its neurons; the field at the top to a neuron by its name, or to a token.</p>}
         {damaged.map(([name, reason]) => <p key={name} class="error">{name} cannot be read: {reason}</p>)}
       </Card>
       <Card title="Neuron graphs">

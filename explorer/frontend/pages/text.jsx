@@ -107,12 +107,12 @@ function Shown({ context, neurons, address, set, page, document }) {
             {data.image && <Picture {...{ context, document }} />}
             {neuron && <Legend scale={scale} />}
             <p class="text">
-              {data.tokens.map((token, i) => (
-                <Fragment key={i}>
-                  <Token text={token.text} value={neuron?.values[i]} scale={scale} selected={place === i} ofImages={context.held.images} onClick={() => setPlace(place === i ? null : i)} />
-                  {token.text.includes("\n") && <br />}
+              {data.tokens.map((token, i) => token.text.split(/(?<=\n)/).map((line, j) => ( // an indentation in the same token belongs to the next line
+                <Fragment key={`${i}/${j}`}>
+                  <Token text={line} value={neuron?.values[i]} scale={scale} selected={place === i} ofImages={context.held.images} onClick={() => setPlace(place === i ? null : i)} />
+                  {line.endsWith("\n") && <br />}
                 </Fragment>
-              ))}
+              )))}
             </p>
             {page && data.n_tokens > data.tokens.length && (
               <p class="pager">

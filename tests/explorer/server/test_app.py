@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -36,6 +37,16 @@ def test_stores_say_what_there_is(client: Client, served: Any, text_path: Path) 
     assert [one["number"] for one in found["stores"]] == [0, 1]
     assert found["stores"][0]["store"] == str(text_path)
     assert (found["form"], found["live"], found["pages"]) == ("server", False, list(PAGES))
+
+
+def test_a_store_that_cannot_be_described_keeps_no_other_away(client: Client, copy: Path, image_path: Path) -> None:
+    served = application(Shelf([copy, image_path]), ["127.0.0.1"])
+    shutil.rmtree(copy)
+    found = client(served, "/api/stores").json["stores"]
+    assert found[0]["captures"] == {}
+    assert "There is no store" in found[0]["error"]
+    assert found[1]["captures"]
+    assert "error" not in found[1]
 
 
 @pytest.mark.parametrize(
