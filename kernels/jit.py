@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numba
+from numba.core import types
 from numba.core.caching import IndexDataCacheFile
 
 Kernel = TypeVar("Kernel", bound=Callable[..., object])
@@ -29,8 +30,12 @@ def jit(function: Kernel) -> Kernel:
     numba keeps it beside the source, or in the user's cache folder when that cannot be written. Where neither can be
     written, the function is compiled anew in every process. In NUMBA_CACHE_DIR, where that is set, all installations and
     checkouts with the same kernels share it.
+
+    A kernel that calls another passes every signed integer as int64. A caller's types are where its numbers come from, a field
+    of a record, an array or a constant, and a function would be compiled for each of their combinations.
     """
-    dispatcher = numba.njit(function, nogil=True)
+    dispatcher = numba.njit(function, nogil=True, no_cfunc_wrapper=True)  # kernels are called, never passed as pointers
+    _call_with_widest(dispatcher)
     try:
         dispatcher.enable_caching()
     except RuntimeError:  # "no locator available": there is no folder to write to
@@ -44,6 +49,22 @@ def jit(function: Kernel) -> Kernel:
         name = f"{function.__module__.rpartition('.')[0]}.{name}"
     files._cache_file = _CacheFile(path, name, _fingerprint())  # type: ignore[no-untyped-call]
     return dispatcher  # type: ignore[no-any-return]
+
+
+def _call_with_widest(dispatcher: Any) -> None:
+    """Let compiled code call `dispatcher` with its integers widened; calls from Python keep their types, which are int64."""
+    find = dispatcher.get_call_template
+
+    def get_call_template(arguments: Sequence[Any], keywords: dict[str, Any]) -> Any:
+        return find(tuple(map(_widest, arguments)), {name: _widest(kind) for name, kind in keywords.items()})
+
+    dispatcher.get_call_template = get_call_template
+
+
+def _widest(kind: Any) -> Any:
+    """int64 for a type of signed integers, or of one constant; any other type as it is."""
+    kind = types.unliteral(kind)
+    return types.int64 if isinstance(kind, types.Integer) and kind.signed else kind
 
 
 def default_threads() -> int:

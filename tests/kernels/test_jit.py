@@ -66,6 +66,27 @@ def test_checkouts_share_machine_code_in_the_folder_that_is_named(
     assert [path.suffix for path in sorted(folder.iterdir())] == [".nbc", ".nbi"]
 
 
+def test_a_kernel_is_compiled_once_for_all_that_call_it() -> None:
+    """Whatever width of integers they have: fails if numba changes what we build on."""
+
+    @jit
+    def add(values: NDArray[np.float64], i: int, is_negative: bool) -> float:
+        return -values[i] if is_negative else values[i]
+
+    @jit
+    def add_all(values: NDArray[np.float64], indices: NDArray[np.int32], bits: NDArray[np.uint8]) -> float:
+        total = add(values, 0, True) + add(values, bits[0], False)
+        for i in range(len(indices)):
+            total += add(values, indices[i], i > 0) + add(values, i, indices[i] > 1)
+        return total
+
+    function: Any = add
+    values = np.array([1.0, 20, 300])
+    assert add_all(values, np.array([2, 1], np.int32), np.array([1], np.uint8)) == -1 + 20 + (300 - 1) + (-20 + 20)
+    signatures = [tuple(str(kind) for kind in signature[1:]) for signature in function.signatures]
+    assert sorted(signatures) == [("int64", "bool"), ("uint8", "bool")]
+
+
 def test_where_the_folder_that_is_named_cannot_be_made_the_code_is_kept_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
