@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from actstore.store.batches.loader import Batches
     from actstore.store.capture.questions.attributions import Attributions
     from actstore.store.capture.reader import Capture
+    from actstore.store.damage import Damage
     from actstore.store.table import Table
-    from actstore.store.verify import Damage
 
 
 @explains

@@ -18,8 +18,8 @@ from actstore.store.verify import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from actstore.store.damage import Damage
     from actstore.store.storage.folder import Folder
-    from actstore.store.verify import Damage
 
 
 def verify_store(

@@ -24,8 +24,8 @@ from actstore.store.reader import Store
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from actstore.store.damage import Damage
     from actstore.store.reader import Capture
-    from actstore.store.verify import Damage
 
 
 SEE = "`actstore stats --sort overflow` shows where"

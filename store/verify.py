@@ -9,7 +9,6 @@ Recomputing values is the engine's.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
@@ -18,6 +17,7 @@ from actstore.store.capture.commits import damaged_files
 from actstore.store.capture.committed import damaged_index
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.unchecked import write_verified
+from actstore.store.damage import Damage
 from actstore.store.edits import RECORD, edit_names
 from actstore.store.edits import read_record as read_edit_record
 from actstore.store.errors import FormatError, NotFoundError, UnlistableError
@@ -65,31 +65,6 @@ Result = TypeVar("Result")
 
 _MOST_NAMED: Final = 1000
 """The maximum number of blocks without a commit record that are named one by one."""
-
-
-@dataclass(frozen=True)
-class Damage:
-    """One thing in a store that is not what it should be."""
-
-    capture: str | None
-    """None for graphs, edits and what belongs to the store."""
-    block: int | None
-    """None for the plan and the finished statistics."""
-    site: str | None
-    layer: int | None
-    key: str
-    what: str
-    graphs: str | None = None
-    """The name of damaged graphs; None for a capture's parts."""
-
-    def __str__(self) -> str:
-        if self.graphs is None and self.capture is None:
-            return f"{self.key}: {self.what}"
-        if self.graphs is not None:
-            return f"graphs {self.graphs!r}: {self.key}: {self.what}; build them again"
-        place = f"layer {self.layer} ({self.site}), " if self.layer is not None else ""
-        block = f"block {self.block}" if self.block is not None else "the capture as a whole"
-        return f"capture {self.capture!r}, {place}{block}: {self.key}: {self.what}"
 
 
 def reading_once(location: str | Path | Folder) -> Folder:

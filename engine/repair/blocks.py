@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from actstore.engine.repair.model import RepairModel
+    from actstore.store.damage import Damage
     from actstore.store.files.records import CommitRecord
     from actstore.store.reader import Capture
     from actstore.store.storage.folder import Folder
-    from actstore.store.verify import Damage
 
 MOST_THREADS: Final = 16
 

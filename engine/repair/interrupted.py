@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.engine.repair.outcome import Outcome
+from actstore.store.damage import Damage
 from actstore.store.errors import ReadOnlyError
 from actstore.store.transfer.interrupted import SCRATCH, clear_remains, put_back, remains
-from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
     from actstore.store.storage.folder import Folder

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.store.arguments import Typed
 
 if TYPE_CHECKING:
-    from actstore.store.verify import Damage
+    from actstore.store.damage import Damage
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
 from actstore.engine.repair.scratch import clear_leftovers, leftovers
 from actstore.store.capture.committed import complete_index
 from actstore.store.capture.statistics.capture_statistics import is_finished
+from actstore.store.damage import Damage
 from actstore.store.errors import ActstoreError, CaptureError
 from actstore.store.files.names import KINDS, write_names
 from actstore.store.layout import committed_key, folded_statistics_key, names_key
@@ -22,7 +23,7 @@ from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.listing import is_readable
 from actstore.store.storage.lock import own, own_root
-from actstore.store.verify import Damage, open_captures, verify_capture, verify_graphs, verify_root
+from actstore.store.verify import open_captures, verify_capture, verify_graphs, verify_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from actstore.engine.repair.model import RepairModel
+    from actstore.store.damage import Damage
     from actstore.store.reader import Store
-    from actstore.store.verify import Damage
 
 _OF_TOKENIZER = (TOKENIZER_KEY, VOCABULARY_KEY)
 

@@ -17,9 +17,9 @@ from actstore.engine.workers.numerics import threads_as_captured
 from actstore.store import layout
 from actstore.store.capture.overflow import saturate
 from actstore.store.capture.questions.answers import has_attributions
+from actstore.store.damage import Damage
 from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.tokens import check_made_by_model, is_made_by_model
-from actstore.store.verify import Damage
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

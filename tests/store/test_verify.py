@@ -6,6 +6,7 @@ import pytest
 from elsewhere import Elsewhere
 
 from actstore.engine.workers.scan import Scan
+from actstore.store.damage import Damage
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture, verify_root
@@ -240,3 +241,22 @@ def test_workers_find_the_damage_that_one_process_does(path):
     assert {one.block for one in found} == {0, 1, 2, None}
     assert seen == [0, 1, 2]
     assert len(workers.items) == len(seen)
+
+
+@pytest.mark.parametrize(
+    ("said", "listed"),
+    [
+        ("checksum mismatch. Run `store.verify()` to find every damage.", "checksum mismatch"),
+        (
+            "cut. Run `store.verify()` to find every damaged block, and `store.repair()` to make them again.",
+            "cut",
+        ),
+        (
+            "cut. Run `store.verify()` to find every damage, and restore it from a copy, or capture again.",
+            "cut. Restore it from a copy, or capture again",
+        ),
+        ("missing; restore it from a copy", "missing; restore it from a copy"),
+    ],
+)
+def test_what_lists_damage_does_not_advise_to_list_it(said: str, listed: str) -> None:
+    assert str(Damage("corpus", 3, None, None, "x", said)) == f"capture 'corpus', block 3: x: {listed}"
