@@ -86,7 +86,7 @@ class NaicaMethod(Method):
 
         >>> store.naica(by="domain", k=5).table
         """
-        from actstore.display.heat_map import check_picture
+        from actstore.display.relevant_neurons import check_pictures, describe_selection, draw_selection
         from actstore.engine.devices.device import find_device
         from actstore.engine.naica.baselines import choose_neurons
         from actstore.engine.naica.naica import NaicaSettings
@@ -98,11 +98,10 @@ class NaicaMethod(Method):
         target = find_device(device, on)
         attributions = open_attributions(self._store, capture)
         label_of_queries(attributions.queries, by)  # refuses a label that is not there before the work
-        for picture in (output, overlap_map):
-            if picture is not None:
-                check_picture(Path(picture))
+        pictures = _paths(output, overlap_map)
+        check_pictures(*pictures)
         selection = choose_neurons(attributions, method, settings, seed, executor, target)
-        _draw(attributions, selection, by, f"{method}, {attribution}", output, overlap_map)
+        draw_selection(attributions, selection, by, describe_selection(attributions, method, settings), *pictures)
         return Answer(_selection_table(attributions, selection, by, k), selection, tuple(selection.warnings))
 
     def evaluate(
@@ -160,28 +159,6 @@ class NaicaMethod(Method):
         return Answer(Table(pa.Table.from_pylist(evaluation.summary())), evaluation, tuple(evaluation.warnings))
 
 
-def _draw(
-    attributions: Attributions,
-    selection: SelectedNeurons,
-    by: str | None,
-    about: str,
-    output: str | Path | None,
-    overlap_map: str | Path | None,
-) -> None:
-    """The pictures that were asked for."""
-    from actstore.display.heat_map import write_picture
-    from actstore.display.overlap_map import write_overlap
-    from actstore.engine.naica.selection import count_by_layer, neurons_of_labels
-
-    subtitle = f"{attributions.store.model.name}, capture {attributions.capture.record.name}: {about}"
-    if output is not None:
-        layers = count_by_layer(selection, attributions.capture.record.layers(attributions.site), by)
-        write_picture(Path(output), layers, "Query-relevant neurons by layer", subtitle)
-    if overlap_map is not None:
-        title = f"Query-relevant neurons that {'labels' if by else 'queries'} share"
-        write_overlap(Path(overlap_map), neurons_of_labels(selection, by), title, subtitle)
-
-
 @explained
 def questions(
     model: ModelInput,
@@ -235,20 +212,20 @@ def ask_preset(
     progress: CaptureProgress | None,
 ) -> tuple[Attributions, SelectedNeurons]:
     """As `questions`: the attributions, and the neurons of every query."""
-    from actstore.display.heat_map import check_picture
+    from actstore.display.relevant_neurons import check_pictures, describe_selection, draw_selection
     from actstore.engine.attribution.attribute import attribute
-    from actstore.engine.naica.naica import find_naica
+    from actstore.engine.naica.naica import NaicaSettings, find_naica
     from actstore.engine.naica.presets import LABEL, PRESETS, find_questions
 
     file = find_questions(preset, path)
-    for picture in (output, overlap_map):
-        if picture is not None:
-            check_picture(Path(picture))
+    pictures = _paths(output, overlap_map)
+    check_pictures(*pictures)
     attributions = attribute(
         model, file, store, name=name, steps=steps, max_queries=max_queries, label_columns=(LABEL,),
         templates=PRESETS[preset].n_prompts, options=options, progress=progress,
     )  # fmt: skip
-    selection = find_naica(attributions)
+    settings = NaicaSettings()
+    selection = find_naica(attributions, settings)
     if n_cut := int(np.count_nonzero(attributions.prompts["n_cut"].to_numpy())):
         context = attributions.capture.record.plan.settings["context"]
         sentence = (
@@ -257,8 +234,14 @@ def ask_preset(
             "beginning was cut off (column n_cut)."
         )
         selection = replace(selection, warnings=(sentence, *selection.warnings))
-    _draw(attributions, selection, LABEL, f"{preset}, naica, ig", output, overlap_map)
+    subtitle = f"{preset}: {describe_selection(attributions, 'naica', settings)}"
+    draw_selection(attributions, selection, LABEL, subtitle, *pictures)
     return attributions, selection
+
+
+def _paths(output: str | Path | None, overlap_map: str | Path | None) -> tuple[Path | None, Path | None]:
+    """The files of both pictures."""
+    return None if output is None else Path(output), None if overlap_map is None else Path(overlap_map)
 
 
 def knowledge_neurons(

@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from actstore.store.capture.questions.attributions import Attributions
 
 
+Steps = Annotated[int | None, typer.Option(help="Number of steps from 0 to the activations. [default: 16]")]
+MaxQueries = Annotated[int | None, typer.Option(help="Maximum number of queries to read.")]
+
+
 # Most options are the settings, or the options of the run, of the same name: `given` takes them from the context.
 def attribute(
     ctx: typer.Context,
@@ -55,7 +59,7 @@ def attribute(
     name: CaptureToMake = "questions",
     resume: Resume = False,
     k: Annotated[int, typer.Option("--k", "-k", min=0, help="Maximum number of neurons per query.")] = 20,
-    steps: Annotated[int | None, typer.Option(help="Number of steps from 0 to the activations. [default: 16]")] = None,
+    steps: Steps = None,
     site: Annotated[
         AttributedSiteName | None,
         typer.Option(help="Whose activations: MLP neurons, or projections of attention. [default: mlp.post]"),
@@ -74,7 +78,7 @@ def attribute(
         typer.Option(help="Number of prompts per query. [default: 3, of prepared prompts all]"),
     ] = None,
     seed: Annotated[int | None, typer.Option(help=SEED_HELP)] = None,
-    max_queries: Annotated[int | None, typer.Option(help="Maximum number of queries to read.")] = None,
+    max_queries: MaxQueries = None,
     label_columns: Annotated[
         list[str] | None,
         typer.Option(

@@ -114,6 +114,9 @@ Dtype = Annotated[DtypeName, typer.Option(help="Number type of the computation."
 TokenizerName = Annotated[str | None, typer.Option(metavar="TOKENIZER", help="Another tokenizer than the model's own.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
+LayersFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
+]
 OverlapFile = Annotated[
     Path | None,
     typer.Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +16,7 @@ from actstore.commands.naica.evaluate import ClusterShare, CommonShare, MaxNeuro
 from actstore.commands.options import (
     Attribution,
     Json,
+    LayersFile,
     OverlapFile,
     QuestionsName,
     Quiet,
@@ -75,9 +76,7 @@ def show(
     ] = None,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Maximum number of neurons per query, or per label.")] = 10,
     rows: Rows = 20,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
-    ] = None,
+    output: LayersFile = None,
     overlap_map: OverlapFile = None,
     device: ScanDevice = "auto",
     workers: Workers = None,
@@ -93,40 +92,33 @@ def show(
 
     Example: `actstore naica facts.actstore --by domain -k 5 --output layers.svg`
     """
-    from actstore.display.heat_map import check_picture, write_picture
-    from actstore.display.overlap_map import write_overlap
+    from actstore.display.relevant_neurons import check_pictures, describe_selection, draw_selection
     from actstore.engine.devices.device import find_device
     from actstore.engine.naica.baselines import choose_neurons
     from actstore.engine.naica.naica import NaicaSettings
-    from actstore.engine.naica.selection import count_by_layer, label_of_queries, neurons_of_labels
+    from actstore.engine.naica.selection import label_of_queries
     from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.questions.attributions import open_attributions
 
     settings = NaicaSettings(attribution, t, u, v, ica, removal)
-    for picture in (output, overlap_map):
-        if picture is not None:
-            check_picture(picture)
+    check_pictures(output, overlap_map)
     executor, target = executor_of(workers, on), find_device(device, on)
     attributions = open_attributions(Store(store), capture)
     label_of_queries(attributions.queries, by)  # fails before the work, where there is no such label
     with terminal.spinner("selecting neurons", enabled=not quiet):
         selection = choose_neurons(attributions, method, settings, seed, executor, target)
-    described = {"attribution": attribution, "t": t, "u": u, "v": v, "ica": ica, "removal": removal}
-    layers = count_by_layer(selection, attributions.capture.record.layers(attributions.site), by)
-    if output is not None:
-        write_picture(output, layers, "Query-relevant neurons by layer", _subtitle(attributions, method, described))
-    if overlap_map is not None:
-        title = "Query-relevant neurons that labels share" if by else "Query-relevant neurons that queries share"
-        write_overlap(overlap_map, neurons_of_labels(selection, by), title, _subtitle(attributions, method, described))
+    about = describe_selection(attributions, method, settings)
+    layers = draw_selection(attributions, selection, by, about, output, overlap_map)
     unfinished = unfinished_sentence(attributions.capture)
     warnings = [*([] if unfinished is None else [unfinished]), *selection.warnings]
     terminal.warn(warnings)
     if as_json:
         print_json(
-            describe(attributions, selection, by, k) | {"method": method, "settings": described, "warnings": warnings}
+            describe(attributions, selection, by, k)
+            | {"method": method, "settings": asdict(settings), "warnings": warnings}
         )
         return
-    terminal.out.print(summary(attributions, selection, method, described), style="bold", soft_wrap=True)
+    terminal.out.print(summary(selection, about), style="bold", soft_wrap=True)
     if by is None:
         _print_queries(attributions, selection, k, rows)
     else:
@@ -210,22 +202,15 @@ def _named(attributions: Attributions, neurons: list[tuple[int, float]]) -> list
     return _neurons(attributions, np.array([n for n, _ in neurons], np.int64), [score for _, score in neurons])
 
 
-def _subtitle(attributions: Attributions, method: str, settings: dict[str, Any]) -> str:
-    capture = attributions.capture
-    numbers = f"t {settings['t']:g}, u {settings['u']:g}, v {settings['v']}{'' if settings['ica'] else ', no ica'}"
-    source = f"{capture.store.model.name}, capture {capture.record.name}"
-    return f"{source}: {method}, attribution {settings['attribution']}, {numbers}"
-
-
-def summary(attributions: Attributions, selection: Chosen, method: str, settings: dict[str, Any]) -> str:
-    """What was selected, and how well the model answers, in two lines."""
+def summary(selection: Chosen, about: str) -> str:
+    """What was selected, as `about` says, and how well the model answers, in two lines."""
     n = selection.queries.num_rows
     n_right = sum(selection.queries["correct"].to_pylist())
     right = f", {n_right:,} answered right ({100 * n_right / n:.0f} %)" if n else ""
     average = f"; {len(selection.neurons) / n:.1f} neurons per query" if n else ""
     n_common = len(_common(selection))
     common = f", {terminal.plural(n_common, 'common neuron')} removed" if n_common else ""
-    return f"{_subtitle(attributions, method, settings)}\n{terminal.plural(n, 'query', 'queries')}{right}{average}{common}."
+    return f"{about}\n{terminal.plural(n, 'query', 'queries')}{right}{average}{common}."
 
 
 def print_labels(attributions: Attributions, selection: Chosen, by: str, k: int, rows: int) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003  (Typer reads the annotations)
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict
+from typing import Annotated
 
 import typer
 
-from actstore.commands.attribute import AttributeBar
+from actstore.commands.attribute import AttributeBar, MaxQueries, Steps
 from actstore.commands.choices import PresetName  # noqa: TC001  (Typer reads it)
 from actstore.commands.naica.group import describe, print_labels, summary
 from actstore.commands.options import (
@@ -16,6 +16,7 @@ from actstore.commands.options import (
     Dtype,
     IgnoreDisk,
     Json,
+    LayersFile,
     ModelName,
     NewStore,
     OverlapFile,
@@ -30,10 +31,6 @@ from actstore.commands.options import (
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
-
-if TYPE_CHECKING:
-    from actstore.engine.naica.selection import SelectedNeurons
-    from actstore.store.capture.questions.attributions import Attributions
 
 
 def questions(
@@ -50,11 +47,9 @@ def questions(
     name: CaptureToMake = "questions",
     resume: Resume = False,
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Maximum number of neurons per label.")] = 10,
-    steps: Annotated[int | None, typer.Option(help="Number of steps from 0 to the activations. [default: 16]")] = None,
-    max_queries: Annotated[int | None, typer.Option(help="Maximum number of queries to read.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Draw a heat map, labels × layers, into FILE.svg or FILE.html.")
-    ] = None,
+    steps: Steps = None,
+    max_queries: MaxQueries = None,
+    output: LayersFile = None,
     overlap_map: OverlapFile = None,
     tokenizer: TokenizerName = None,
     weights: Weights = True,
@@ -76,6 +71,7 @@ def questions(
     """
     from actstore.api.naica import ask_preset
     from actstore.engine.capture.run import RunOptions
+    from actstore.engine.naica.naica import NaicaSettings
 
     with AttributeBar(enabled=not quiet) as bar:
         attributions, selection = ask_preset(
@@ -83,12 +79,21 @@ def questions(
             RunOptions(**given(ctx, RunOptions)), bar,
         )  # fmt: skip
     terminal.warn(selection.warnings)
-    settings = {"attribution": "ig", "t": 0.2, "u": 0.3, "v": 20, "ica": True, "removal": "after"}
+    settings = NaicaSettings()
     if as_json:
-        about = {"preset": preset, "method": "naica", "settings": settings, "warnings": list(selection.warnings)}
+        about = {
+            "preset": preset,
+            "method": "naica",
+            "settings": asdict(settings),
+            "warnings": list(selection.warnings),
+        }
         print_json(describe(attributions, selection, LABEL, k) | about)
     else:
-        _print(attributions, selection, settings, k, rows)
+        from actstore.display.relevant_neurons import describe_selection
+
+        about_selection = describe_selection(attributions, "naica", settings)
+        terminal.out.print(summary(selection, about_selection), style="bold", soft_wrap=True)
+        print_labels(attributions, selection, LABEL, k, rows)
 
 
 LABEL = "relation_name"
@@ -97,8 +102,3 @@ LABEL = "relation_name"
 def register(app: typer.Typer) -> None:
     """Add the command to the main application."""
     app.command()(questions)
-
-
-def _print(attributions: Attributions, selection: SelectedNeurons, settings: dict[str, Any], k: int, rows: int) -> None:
-    terminal.out.print(summary(attributions, selection, "naica", settings), style="bold", soft_wrap=True)
-    print_labels(attributions, selection, LABEL, k, rows)

@@ -29,7 +29,6 @@ from actstore.engine.edit.forms.least_norm_problem import (
     read_activations,
 )
 from actstore.engine.edit.forms.stream import Stream
-from actstore.engine.edit.settings import PROMPT_MARGIN
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -100,7 +99,8 @@ class JointProblem:
     ) -> None:
         """`is_own` says which positions of a block are of the edited facts themselves: they are no controls."""
         self.capture, self.targets, self.settings = capture, targets, settings
-        self.margin = PROMPT_MARGIN if settings.margin is None else settings.margin
+        assert settings.margin is not None  # as `RewriteSettings.least_norm_settings` settles it
+        self.margin = settings.margin
         self.stream = Stream(capture)
         self.new = sorted(set(targets.new.tolist()))
         self.direction_of = np.searchsorted(self.new, targets.new)

@@ -36,7 +36,7 @@ CAPTIONS = ["a red circle", "the blue square"]
 
 
 class Captioner(NamedTuple):
-    """A tiny LLaVA with a capture of captions that were given."""
+    """A tiny captioner with a capture of captions that were given."""
 
     replay: Replay
     result: Multimodal
@@ -44,8 +44,11 @@ class Captioner(NamedTuple):
 
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory: pytest.TempPathFactory) -> Captioner:
-    folder = tmp_path_factory.mktemp("captioner")
-    name = tiny_vision_model("llava", folder / "llava")
+    return made_captioner("llava", tmp_path_factory.mktemp("captioner"))
+
+
+def made_captioner(family: str, folder: Path) -> Captioner:
+    name = tiny_vision_model(family, folder / family)
     rng, pictures = np.random.default_rng(0), folder / "pictures"
     pictures.mkdir()
     rows = []
@@ -77,7 +80,10 @@ def plain(captioner: Captioner, number: int, change: Callable[[Tensor], Tensor])
         return model(**arguments, use_cache=False).logits[0, captioner.result.nouns[number].position]
 
 
-def test_the_gradient_is_what_finite_differences_give(captioner: Captioner) -> None:
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_vl"])
+def test_the_gradient_is_what_finite_differences_give(family: str, tmp_path: Path) -> None:
+    """Untied and tied embeddings, without and with biases in attention and norms after the feed-forward."""
+    captioner = made_captioner(family, tmp_path)
     result = captioner.result
     maps = dict(map_gradients(result, captioner.replay, [1]))
     assert list(maps) == [1]
