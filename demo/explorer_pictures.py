@@ -1,4 +1,4 @@
-"""`python demo/explorer_pictures.py TEXT IMAGES QUESTIONS`: the explorer's pages, light and dark side by side, into docs/pictures.
+"""`python demo/explorer_pictures.py TEXT IMAGES QUESTIONS`: the explorer, light and dark side by side, into docs/pictures.
 
 Needs Playwright and Chromium, as `make test-browser` does. The stores are one of text with neuron graphs, such as that of
 `make demo`, one of images whose files are there, and one of questions (docs/tutorials).
