@@ -33,7 +33,7 @@ PAGES = {
     "explorer.png": "#/0/neuron/corpus/mlp.post/L3.N17",
     "explorer-neurons.webp": "#/0/overview/corpus/mlp.post",
     "explorer-images.webp": "#/1/neuron/corpus/mlp.post/L2.N61",
-    "explorer-text.webp": "#/0/text/corpus/mlp.post/3?neurons=L3.N17,L2.N17",
+    "explorer-text.webp": "#/0/text/corpus/mlp.post/3?neurons=L3.N17,L2.N17&start=2000",
     "explorer-token.webp": "#/0/token/corpus/mlp.post/389",
     "explorer-questions.webp": "#/2/question/questions/mlp.post?by=relation_name",
     "explorer-sql.webp": f"#/0/sql/corpus/mlp.post?query={SQL}",
