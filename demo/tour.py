@@ -71,7 +71,6 @@ SIX_STEPS = (
     Step(
         "",
         "actstore graphs show stdlib.actstore {neuron} --paths 8 --output graph.svg",
-        GRAPH_PICTURE,
         max_lines=0,
     ),
     Step(

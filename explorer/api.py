@@ -63,7 +63,7 @@ def site(
     site: str = "mlp.post",
     k: int = 10,
     texts: int = 100,
-    leave_out: Sequence[str] = (),
+    without: Sequence[str] = (),
     resume: bool = False,
     dry_run: bool = False,
     workers: int | None = None,
@@ -75,7 +75,7 @@ def site(
     - `neurons`, `layers`: whose pages are made; all neurons' unless given.
     - `k`: number of exemplars per neuron.
     - `texts`: number of documents whose whole text is there, those in which most neurons are highest; 0 for none.
-    - `leave_out`: what else is not there, of `others` (excerpts where neurons are lowest, and at random tokens), `similar`
+    - `without`: what else is not there, of `others` (excerpts where neurons are lowest, and at random tokens), `similar`
       (neurons with similar graphs), `coactive` (neurons that fire together), `maps` (activations over images, and the images).
     - `resume`: continue a site that was interrupted.
     - `dry_run`: estimate size and time only.
@@ -87,6 +87,6 @@ def site(
     from actstore.explorer.site.write import write_site
 
     return write_site(
-        store, folder, neurons, layers=layers, capture=capture, site=site, k=k, texts=texts, leave_out=leave_out,
+        store, folder, neurons, layers=layers, capture=capture, site=site, k=k, texts=texts, without=without,
         resume=resume, dry_run=dry_run, workers=workers, on_estimate=on_estimate, on_file=on_file,
     )  # fmt: skip

@@ -46,7 +46,7 @@ def site(
             min=0, help="Number of documents whose whole text is there: those in which most neurons are highest."
         ),
     ] = 100,
-    leave_out: Annotated[
+    without: Annotated[
         list[SitePart] | None, typer.Option(help="Make the site without this part of it; repeat for more.")
     ] = None,
     resume: Resume = False,
@@ -71,7 +71,7 @@ def site(
     with terminal.counting_bar("files", enabled=not quiet and not dry_run) as advance:
         report = make_site(
             store, folder, neurons, layers=parse_layers(layers), capture=capture, site=at, k=k, texts=texts,
-            leave_out=leave_out or (), resume=resume, dry_run=dry_run, workers=workers, on_estimate=announce, on_file=advance,
+            without=without or (), resume=resume, dry_run=dry_run, workers=workers, on_estimate=announce, on_file=advance,
         )  # fmt: skip
     if as_json:
         print_json(_described(report))

@@ -66,7 +66,7 @@ def write_site(
     site: str = "mlp.post",
     k: int = 10,
     texts: int = 100,
-    leave_out: Sequence[str] = (),
+    without: Sequence[str] = (),
     resume: bool = False,
     dry_run: bool = False,
     workers: int | None = None,
@@ -78,8 +78,8 @@ def write_site(
         raise InvalidInputError(f"`k` is a number of exemplars, 1 or more, found {k}.")
     if texts < 0:
         raise InvalidInputError(f"`texts` is a number of documents, 0 or more, found {texts}.")
-    if unknown := sorted({*leave_out} - PARTS.keys()):
-        raise InvalidInputError(f"`leave_out` names parts of a site: {', '.join(PARTS)}; found {', '.join(unknown)}.")
+    if unknown := sorted({*without} - PARTS.keys()):
+        raise InvalidInputError(f"`without` names parts of a site: {', '.join(PARTS)}; found {', '.join(unknown)}.")
     opened = store if isinstance(store, Store) else Store(store)
     held = opened.capture(capture)
     selected = chosen_neurons(held, site, neurons, layers)
@@ -90,7 +90,7 @@ def write_site(
         raise InvalidInputError(f"Capture {held.record.name!r} has no neuron at {site} that a site could be made of.")
     for layer, index in selected:
         held.check_neuron(layer, index, site)
-    work = _plan(opened, Path(folder), held.record.name, site, selected, are_all, k, texts, frozenset(leave_out))
+    work = _plan(opened, Path(folder), held.record.name, site, selected, are_all, k, texts, frozenset(without))
     made = made_of(work.job, selected)
     check_target(work.job.target, made, resume=resume)
     estimate = estimate_site(work.job, work.files, work.comparisons, len(selected))

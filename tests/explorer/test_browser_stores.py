@@ -68,7 +68,7 @@ def test_images_are_shown_with_maps_and_crops(chromium: Any, image_path: Path, t
 
 
 def test_a_site_has_what_a_server_has(text_path: Path, tmp_path: Path, from_disk: Any) -> None:
-    actstore.site(text_path, tmp_path / "site", capture="corpus", leave_out=["coactive"])
+    actstore.site(text_path, tmp_path / "site", capture="corpus", without=["coactive"])
     tab = from_disk(tmp_path / "site")
     tab.open("#/0/neuron/corpus/mlp.post/L1.N3")
     highest = tab.text(".excerpts")

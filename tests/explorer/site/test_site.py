@@ -144,7 +144,7 @@ def about_site(folder: Path) -> dict[str, Any]:
 
 def test_parts_are_left_out_and_the_page_says_so(text_path: Path, tmp_path: Path) -> None:
     actstore.site(
-        text_path, tmp_path / "site", ["L1.N3"], capture="corpus", texts=2, leave_out=["coactive", "others", "similar"]
+        text_path, tmp_path / "site", ["L1.N3"], capture="corpus", texts=2, without=["coactive", "others", "similar"]
     )
     about = about_site(tmp_path / "site")
     assert not {"coactive", "others", "similar"} & set(about["pages"])
@@ -153,8 +153,8 @@ def test_parts_are_left_out_and_the_page_says_so(text_path: Path, tmp_path: Path
     assert not (tmp_path / "site" / "data" / "coactive").exists()
     actstore.site(text_path, tmp_path / "short", ["L1.N3"], capture="corpus", texts=0)
     assert "text" not in about_site(tmp_path / "short")["pages"]
-    with pytest.raises(InvalidInputError, match=r"`leave_out` names parts of a site: others, similar, .* found graphs"):
-        actstore.site(text_path, tmp_path / "new", capture="corpus", leave_out=["graphs"])
+    with pytest.raises(InvalidInputError, match=r"`without` names parts of a site: others, similar, .* found graphs"):
+        actstore.site(text_path, tmp_path / "new", capture="corpus", without=["graphs"])
     with pytest.raises(InvalidInputError, match="`texts` is a number of documents"):
         actstore.site(text_path, tmp_path / "new", capture="corpus", texts=-1)
 
