@@ -17,6 +17,7 @@ import typer
 if not torch.cuda.is_available():  # Triton decides when it is first imported, by transformers or by a kernel
     os.environ["TRITON_INTERPRET"] = "1"
 
+from explored import once_each
 from hypothesis import HealthCheck, settings
 from recorded_disk import RecordedDisk
 from rich.measure import Measurement
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.table import Table
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["launches", "s3", "s3_location", "s3_server"]
 
@@ -84,18 +84,8 @@ def explored_once() -> Iterator[None]:
 
     tests/engine/models, where walks are tested, makes each.
     """
-    explored: dict[Any, Any] = {}
-
-    def explore_once(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Any:
-        parts = config, *(getattr(config, name, None) for name in config.sub_configs)
-        attention = tuple(getattr(part, "_attn_implementation", None) for part in parts)
-        key = kind, config.to_json_string(use_diff=False), attention
-        if key not in explored:
-            explored[key] = EXPLORE(kind, config)
-        return explored[key]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "_explore", explore_once)
+        patch.setattr(load, "_explore", once_each(EXPLORE))
         yield
 
 
