@@ -19,6 +19,7 @@ if not torch.cuda.is_available():  # Triton decides when it is first imported, b
 
 from explored import once_each
 from hypothesis import HealthCheck, settings
+from interpreter import patch_once_per_launch
 from recorded_disk import RecordedDisk
 from rich.measure import Measurement
 from server_fixtures import s3, s3_location, s3_server
@@ -75,6 +76,14 @@ def commands_built_once() -> Iterator[None]:
     """All commands with their options, which Typer builds for every command line: in a quarter of a second."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patched_once() -> Iterator[None]:
+    """As `patch_once_per_launch`, for kernels without a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch_once_per_launch(patch)
         yield
 
 
