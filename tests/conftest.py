@@ -17,7 +17,9 @@ import typer
 if not torch.cuda.is_available():  # Triton decides when it is first imported, by transformers or by a kernel
     os.environ["TRITON_INTERPRET"] = "1"
 
+from explored import once_each
 from hypothesis import HealthCheck, settings
+from interpreter import patch_once_per_launch
 from recorded_disk import RecordedDisk
 from rich.measure import Measurement
 from server_fixtures import s3, s3_location, s3_server
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rich.table import Table
-    from transformers import PreTrainedConfig, PreTrainedModel
 
 __all__ = ["launches", "s3", "s3_location", "s3_server"]
 
@@ -79,23 +80,21 @@ def commands_built_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def patched_once() -> Iterator[None]:
+    """As `patch_once_per_launch`, for kernels without a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch_once_per_launch(patch)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def explored_once() -> Iterator[None]:
     """The walk over a model without its weights, two in every capture, is made once per class and configuration.
 
     tests/engine/models, where walks are tested, makes each.
     """
-    explored: dict[Any, Any] = {}
-
-    def explore_once(kind: type[PreTrainedModel], config: PreTrainedConfig) -> Any:
-        parts = config, *(getattr(config, name, None) for name in config.sub_configs)
-        attention = tuple(getattr(part, "_attn_implementation", None) for part in parts)
-        key = kind, config.to_json_string(use_diff=False), attention
-        if key not in explored:
-            explored[key] = EXPLORE(kind, config)
-        return explored[key]
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "_explore", explore_once)
+        patch.setattr(load, "_explore", once_each(EXPLORE))
         yield
 
 

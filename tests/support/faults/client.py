@@ -83,6 +83,16 @@ class Server:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def warm(self, models: Sequence[Path]) -> None:
+        """Let the server do at once what each child would do before a command on one of these models; none may run."""
+        assert self.process.stdin is not None
+        assert not self.outputs
+        self.process.stdin.write(json.dumps({"warm": [str(model) for model in models]}) + "\n")
+        self.process.stdin.flush()
+        threads = self._line()["threads"]
+        if len(threads) > 1:
+            raise RuntimeError(f"the fork server has threads of which children have none but the first: {threads}")
+
     def start(
         self,
         call: str,

@@ -180,6 +180,7 @@ class Workshop:
         made = server.run("faults.scenarios:make_inputs_at", str(self.inputs), vision, timeout_s=300)
         if made.status:
             raise RuntimeError(made.err)
+        server.warm([self.inputs / name for name in ("model", "vision") if (self.inputs / name).is_dir()])
         self.states: dict[str, Path] = {}
 
     def words(self, command: str, work: Path, store: str | None = None) -> list[str]:

@@ -1,9 +1,9 @@
 """A warm process, with everything imported, that runs functions in forked children: an import of torch costs more than a run.
 
 Run as a program, with the shim preloaded. Each line of standard input is a job; each line of standard output says how one
-ended. A job: {"id", "call": "module:function", "arguments": [...], "folder", "fault": {...} or null, "journal", "output",
-"timeout_s", "memory"}. Standard output and error of a child are in OUTPUT.out and OUTPUT.err, what the function gave,
-pickled, in OUTPUT.result, the calls counted in OUTPUT.counts.
+ended. {"warm": [...]} is done here, see `warming`. Any other: {"id", "call": "module:function", "arguments": [...], "folder",
+"fault": {...} or null, "journal", "output", "timeout_s", "memory"}. Standard output and error of a child are in OUTPUT.out and
+OUTPUT.err, what the function gave, pickled, in OUTPUT.result, the calls counted in OUTPUT.counts.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import resource
 import selectors
 import signal
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
 from faults import shim
+from faults.warming import warm
 
 IMPORTS = (
     "numba", "torch", "transformers", "safetensors.torch", "duckdb", "pyarrow.parquet", "zarr", "tokenizers", "actstore.cli",
@@ -124,7 +126,13 @@ def main() -> None:
                 return
             *lines, buffer = (buffer + data).split(b"\n")
             for line in lines:
-                child = start(json.loads(line))
+                job = json.loads(line)
+                if "warm" in job:
+                    warm(job["warm"])
+                    gc.freeze()
+                    print(json.dumps({"threads": [thread.name for thread in threading.enumerate()]}), file=answers)
+                    continue
+                child = start(job)
                 children[child.descriptor] = child
                 waiting.register(child.descriptor, selectors.EVENT_READ)
         for child in children.values():
