@@ -45,7 +45,7 @@ NOT_RESULTS: dict[str, tuple[str, ...]] = {
     "graphs.md": (
         "nats (0.25). Where a path ends", "Tokens between may be ignored, up to 3 in a row",
         "more than 5 nats of leave-one-out", "Contexts look back at most (12) tokens",
-        "is at least (0.4)", "half of the neuron's 20 top windows, and 40 ordinary", "without a graph counts as 0",
+        "is at least (0.3)", "half of the neuron's 20 top windows, and 40 ordinary", "without a graph counts as 0",
         "takes 60 to 130 model calls",
     ),
     "knowledge.md": (

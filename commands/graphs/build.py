@@ -113,7 +113,7 @@ def build(
     gain: Gain = 0.25,
     nodes: Nodes = None,
     kappa: Kappa = 1.0,
-    threshold: Threshold = 0.4,
+    threshold: Threshold = 0.3,
     max_depth: MaxDepth = 12,
     neurons: Neurons = None,
     layers: Layers = None,

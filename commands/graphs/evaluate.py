@@ -65,7 +65,7 @@ def evaluate(
     gain: Gain = 0.25,
     nodes: Nodes = None,
     kappa: Kappa = 1.0,
-    threshold: Threshold = 0.4,
+    threshold: Threshold = 0.3,
     max_depth: MaxDepth = 12,
     also: Also = None,
     graphs: Annotated[

@@ -1,11 +1,12 @@
 """Neuron graphs: on which tokens a neuron fires, and which tokens before them make it fire or keep it from firing.
 
 The graph of a neuron is a tree of contexts, after Neuron to Graph (N2G, Foote et al. 2023, arXiv 2305.19911). A node is a token
-and some tokens before it; with n occurrences in the corpus, f of them firing, and the prior p_parent of the shorter context,
-`p = (f + κ · p_parent) / (n + κ)`. The leave-one-out log-likelihood of a node is `L = f · ln p₁ + (n − f) · ln(1 − p₀)`, where
-p₁ and p₀ are p without one occurrence that fires and without one that does not. The gain of a child is
-`L(child) + L(others) − L(child and others)`, where `others` are the occurrences of the node that belong to no child in the
-graph; a child with a larger gain than `gain` nats becomes a node. The published method builds from probes of the model instead.
+and some tokens before it. Of n occurrences with the same next token before them, f of which fire, the node counts
+`κ · n / (n + κ)` and `κ · f / (n + κ)`; with N and F the sums over all these tokens, and the prior p_parent of the shorter
+context, `p = (F + κ · p_parent) / (N + κ)`. Where all occurrences fire, or none, N and F are their numbers. Further occurrences
+are expected in the longest contexts as often as they were seen, and in unseen ones as often as contexts were seen once; a child
+that adds more than `gain` nats to the log-likelihood expected of these becomes a node (`kernels.suffix_trie.naive`). The
+published method builds from probes of the model instead.
 
 `build.build_graphs` computes the graphs of all neurons from a capture, without a model, and writes them into its store:
 

@@ -53,7 +53,7 @@ class GraphSettings(Typed):
 
     share: float = 0.5
     """A neuron fires where its activation is at least this share of its maximum over the capture."""
-    threshold: float = 0.4
+    threshold: float = 0.3
     """Minimum probability at which a graph predicts that the neuron fires."""
     gain: float = 0.25
     """Minimum increase of the expected log-likelihood by a node, in nats; below 0, all contexts become nodes."""
@@ -285,7 +285,8 @@ def _describe(
         site=site,
         settings=dataclasses.asdict(settings)
         # How nodes are chosen: a build that an earlier version began is not resumed by another rule.
-        | {"chosen_by": "expected likelihood", "neurons": neurons, "leave_out": windows, "blocks": len(capture.blocks)}
+        | {"chosen_by": "expected likelihood, of unseen contexts too", "neurons": neurons}
+        | {"leave_out": windows, "blocks": len(capture.blocks)}
         | {"also": {one.record.name: [one.record.plan.fingerprint, len(one.blocks)] for one in also}},
         n_neurons=len(selection),
         files={},

@@ -73,16 +73,19 @@ def build(
     """The tries of neurons that fire at some positions of a corpus.
 
     A node is a context of which all positions are counted: n, of which f fire. Its probability of firing is
-    `p = (f + kappa · p_parent) / (n + kappa)`, from the share of all positions that fire on. Of every position the longest
-    context says with which probability it would fire if it occurred again. A node is kept if telling its positions from those
-    of all children not kept adds more than `gain` nats to the log likelihood to be expected then, and all of them together must
-    add more than nothing. Others are, to begin with, all children, the silent ones, or those that always fire, whichever ends
-    best. Where a path ends it stands for the contexts of no kept child, and its probability is the mean of theirs. Its value is
+    `p = (F + kappa · p_parent) / (N + kappa)`, from the share of all positions that fire on. F and N are f and n where all
+    positions fire or none; else sums over the tokens before them, with `kappa · f / (n + kappa)` and `kappa · n / (n + kappa)`
+    for those at which n positions have the same. Of every position the longest context says with which probability it would
+    fire if it occurred again; as often as contexts were seen once, one that was not is to be expected, of which its parent's p
+    is known. A node is kept if telling its positions from those of all children not kept adds more than `gain` nats to the log
+    likelihood to be expected then, and all of them together must add more than nothing. Others are, to begin with, all
+    children, the silent ones, or those that always fire, whichever ends best. Where a path ends it stands for the contexts of no
+    kept child, and its probability is the mean of theirs, unseen ones among them. Its value is
     `p · mean firing activation + (1 - p) · rest`. A branching over `IGNORE`, which costs a node for each token ignored,
     replaces one that it beats by more than `margin` nats before anything grows below it. This is by leave-one-out likelihood:
-    p of each position as if it had not been seen, from the root on. Only nodes are asked whose events would promise that if
-    nothing silent shared their tokens. Of a trie with more than `nodes` nodes, unless that is 0, leaves that add least are
-    removed one by one.
+    p of each position as if it had not been seen, from the root on, where each counts as one. Only nodes are asked whose events
+    would promise that if nothing silent shared their tokens. Of a trie with more than `nodes` nodes, unless that is 0, leaves
+    that add least are removed one by one.
     Tokens at depth 0 that never fire have no node.
 
     trie: of the corpus. offsets: [neuron + 1], events: [event] ranks in the trie at which each neuron fires, ascending;

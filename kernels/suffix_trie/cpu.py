@@ -19,6 +19,7 @@ from actstore.kernels.suffix_trie.evidence import (
     Scratch,
     find,
     open_frame,
+    weigh_interval,
 )
 from actstore.kernels.suffix_trie.naive import SAME
 from actstore.kernels.suffix_trie.skip import may_skip, push_lists, skip_tokens
@@ -32,8 +33,8 @@ from actstore.kernels.suffix_trie.stack import (
     end,
     keep,
     left_out_score,
+    look_ahead,
     push_known,
-    sum_expected,
 )
 from actstore.kernels.suffix_trie.trie import BOUNDARY, Nodes, Settings, Trie
 from actstore.kernels.suffix_trie.trim import trim
@@ -188,11 +189,12 @@ def _grow_all(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings) 
         if scratch.top[1]:
             return
         e, h = e_stop, h_stop
-    expected = sum_expected(stack, 0, scratch.top[0])
-    choose(stack, 0, scratch.top[0], n, f, expected, settings)
+    mass, expected, n_known, _ = look_ahead(stack, 0, scratch.top[0])
+    mass += n - n_known  # tokens that never fire
+    choose(stack, 0, scratch.top[0], mass, f, expected, np.int64(0), 0.0, settings.gain)
     keep(stack, scratch.top, 0, total)
     if 0 < settings.nodes < scratch.top[0]:
-        trim(stack, scratch.top, n, expected, evidence.rest, settings)
+        trim(stack, scratch.top, mass, expected, evidence.rest, settings)
 
 
 @jit
@@ -229,10 +231,13 @@ def _grow(
         e_stop - e,
         evidence.sums[e_stop] - evidence.sums[e],
     )
+    is_mixed, weights = f < n and settings.max_depth > 0, (float(n), float(f))
+    if is_mixed:
+        weights = weigh_interval(trie, evidence, node, e, e_stop, h, h_stop, settings.kappa)
     index, posterior = push_known(
-        stack, top, np.int64(trie.token[node]), 0, np.int64(n), f, total, prior, evidence.rest, settings.kappa
+        stack, top, np.int64(trie.token[node]), 0, np.int64(n), f, total, prior, evidence.rest, settings.kappa, weights
     )
-    if index < 0 or f == n or settings.max_depth == 0:
+    if index < 0 or not is_mixed:
         return
     open_frame(frames[0], index, posterior, 0)
     frames[0].node = node
@@ -273,11 +278,14 @@ def _push_children(
         e_stop, h_stop = find(events, limit, e, frame.event_stop), find(held_out, limit, h, frame.held_out_stop)
         n, f = limit - starts[child] - (h_stop - h), e_stop - e
         if n:
-            token = np.int64(tokens[child])
+            token, weights = np.int64(tokens[child]), (float(n), float(f))
+            is_mixed = 0 < f < n and depth < settings.max_depth and token != BOUNDARY
+            if is_mixed:
+                weights = weigh_interval(trie, evidence, child, e, e_stop, h, h_stop, settings.kappa)
             index, child_posterior = push_known(
-                stack, top, token, depth, n, f, sums[e_stop] - sums[e], posterior, rest, settings.kappa
+                stack, top, token, depth, n, f, sums[e_stop] - sums[e], posterior, rest, settings.kappa, weights
             )
-            if 0 < f < n and index >= 0 and depth < settings.max_depth and token != BOUNDARY:
+            if is_mixed and index >= 0:
                 open_frame(below, index, child_posterior, 0)
                 below.node, below.next, below.stop = child, children[child], children[child + 1]
                 below.event, below.event_stop, below.held_out, below.held_out_stop = e, e_stop, h, h_stop
@@ -295,19 +303,24 @@ def _settle(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings, fr
     scratch, node = evidence.scratch, stack[frame.index]
     posterior = Posterior(frame.p, frame.without_firing, frame.without_silent, frame.value)
     first, cost = frame.index + 1 + frame.skip, frame.skip * settings.gain
-    expected = sum_expected(stack, first, scratch.top[0])
+    mass, expected, _, n_new = look_ahead(stack, first, scratch.top[0])
+    # Contexts that no position has, of which the node's own probability is all that is known: see `naive._branch`.
+    mass, new = mass + n_new, n_new * posterior.p
+    expected += new
     left_out = left_out_score(stack, first, scratch.top[0], node.count, node.fires, posterior, settings) - cost
     if frame.skip or left_out > node.left_out + SAME:
         node.left_out = left_out
-    score, others_n, others_f, others = choose(stack, first, scratch.top[0], node.count, node.fires, expected, settings)
-    merged = alone(node.count, expected)
-    node.expected = expected
+    score, others_n, others_f, others = choose(
+        stack, first, scratch.top[0], mass, node.fires, expected, n_new, new, settings.gain
+    )
+    merged = alone(mass, expected)
+    node.mass, node.expected = mass, expected
     if score - cost > merged + SAME or settings.gain < 0:
         node.score = score - cost
         total = keep(stack, scratch.top, first, node.total)
     else:
         node.score, total = merged, node.total
-        others_n, others_f, others = np.int64(node.count), np.int64(node.fires), expected
+        others_n, others_f, others = mass, np.int64(node.fires), expected
         scratch.top[0] = frame.index + 1
     if others_n:
         mean = (total + settings.kappa * posterior.value) / (others_f + settings.kappa)

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from actstore.kernels.jit import jit
 from actstore.kernels.suffix_trie.stack import Integer, Posterior
+from actstore.kernels.suffix_trie.trie import Trie
 
 FIRES, HELD_OUT = 1, 2
 """What `Scratch.marks` says of a rank."""
@@ -73,6 +74,29 @@ def open_frame(frame: Frame, index: int, posterior: Posterior, listed: int) -> N
     frame.p, frame.value = posterior.p, posterior.value
     frame.without_firing, frame.without_silent = posterior.without_firing, posterior.without_silent
     frame.index, frame.skip, frame.listed = index, 0, listed
+
+
+@jit
+def weigh_interval(
+    trie: Trie,
+    evidence: Evidence,
+    node: Integer,
+    e: Integer,
+    e_stop: Integer,
+    h: Integer,
+    h_stop: Integer,
+    kappa: float,
+) -> tuple[float, float]:
+    """As `naive._weigh`, of the interval of `node` with events `e` and held-out ranks `h`, by its children."""
+    weighed_n, weighed_f = 0.0, 0.0
+    for child in range(trie.children[node], trie.children[node + 1]):
+        limit = np.int64(trie.stop[child])
+        e_next, h_next = find(evidence.events, limit, e, e_stop), find(evidence.held_out, limit, h, h_stop)
+        n, f = limit - trie.start[child] - (h_next - h), e_next - e
+        weighed_n += kappa * n / (n + kappa)
+        weighed_f += kappa * f / (n + kappa)
+        e, h = e_next, h_next
+    return weighed_n, weighed_f
 
 
 @jit

@@ -37,8 +37,10 @@ class Node:
     """Activations where it fires, added up."""
     mean: float = math.nan
     """Mean activation where it fires, smoothed: from this starts that of the contexts for which it stands."""
+    mass: int = 0
+    """Number of further positions that are looked ahead to: as many as it has, and those in contexts that no position has."""
     expected: float = 0.0
-    """Number of its positions that would fire if they occurred again, by the longest contexts."""
+    """How many of these would fire, by the longest contexts."""
     score: float = 0.0
     """What of this the subtree tells: its `expected_likelihood`, less the cost of the nodes below."""
     left_out: float = 0.0
@@ -61,11 +63,14 @@ class Posterior(NamedTuple):
     value: float
     """Mean activation of the firing ones."""
 
-    def after(self, n: int, f: int, total: float, kappa: float) -> "Posterior":
-        """The posterior with n positions, of which f fire with activations adding up to `total`; this is the prior."""
+    def after(self, n: int, f: int, total: float, kappa: float, weights: tuple[float, float]) -> "Posterior":
+        """The posterior with n positions, of which f fire with activations adding up to `total`; this is the prior.
+
+        weights: what n and f count in p, by `_weigh`.
+        """
         rest = n - 1 + kappa
         return Posterior(
-            (f + kappa * self.p) / (n + kappa),
+            (weights[1] + kappa * self.p) / (weights[0] + kappa),
             (f - 1 + kappa * self.without_firing) / rest,
             (f + kappa * self.without_silent) / rest,
             (total + kappa * self.value) / (f + kappa),
@@ -90,9 +95,10 @@ def build(events: list[Event], rest: float, settings: Settings) -> list[Node]:
         return []
     posterior = Posterior(f / n, (f - 1) / max(n - 1, 1), f / max(n - 1, 1), total / f)
     roots = [_grow(t, g, 0, posterior, rest, settings) for t, g in _group(events, 0).items() if _count(g)[0]]
-    expected = sum(root.expected for root in roots)
-    kept_indices, _ = _choose(n, expected, roots, settings)
-    above = Node(IGNORE, n, f, True, children=[roots[i] for i in kept_indices], total=total, expected=expected)
+    mass, expected = n + sum(root.mass - root.count for root in roots), sum(root.expected for root in roots)
+    kept_indices, _ = _choose((mass, expected), (0, 0.0), roots, settings)
+    above = Node(IGNORE, n, f, True, total=total, mass=mass, expected=expected)
+    above.children = [roots[i] for i in kept_indices]
     trim(above, rest, settings)
     return above.children
 
@@ -100,18 +106,35 @@ def build(events: list[Event], rest: float, settings: Settings) -> list[Node]:
 def _grow(token: int, events: list[Event], depth: int, prior: Posterior, rest: float, settings: Settings) -> Node:
     """A node with what is kept below it."""
     n, (f, total) = len(events), _count(events)
-    posterior = prior.after(n, f, total, settings.kappa)
+    is_mixed = 0 < f < n and depth < settings.max_depth and token != BOUNDARY
+    weights = _weigh(events, depth + 1, settings.kappa) if is_mixed else (n, f)
+    posterior = prior.after(n, f, total, settings.kappa, weights)
     node = Node(token, n, f, True, total=total, mean=posterior.value, left_out=posterior.likelihood(n, f))
-    if 0 < f < n and depth < settings.max_depth and token != BOUNDARY:
+    if is_mixed:
         _branch(node, events, depth + 1, 0, posterior, rest, settings)
         skips = _skips(events, depth, posterior, node.left_out + settings.margin, settings)
         if skips and max(skips.values()) > node.left_out + settings.margin:
             _branch(node, events, depth + 1, max(skips, key=lambda skip: skips[skip]), posterior, rest, settings)
     else:
-        node.expected = n * posterior.p
+        node.mass, node.expected = n, n * posterior.p
         node.score = expected_likelihood(n, node.expected, posterior.p)
         _end(node, posterior.p, posterior.value, rest)
     return node
+
+
+def _weigh(events: list[Event], depth: int, kappa: float) -> tuple[float, float]:
+    """What some positions, and those of them that fire, count in the probability of the context that they share.
+
+    Positions alike up to `depth` are not independent of each other: n of them count `kappa * n / (n + kappa)`, never more
+    than `kappa`. This is what n observations of a child tell of its parent if p of the child varies around that of the parent
+    as `kappa` supposes, and what Kneser and Ney do by counting contexts instead of positions.
+    """
+    weighed_n = weighed_f = 0.0
+    for group in _group(events, depth).values():
+        n, f = len(group), _count(group)[0]
+        weighed_n += kappa * n / (n + kappa)
+        weighed_f += kappa * f / (n + kappa)
+    return weighed_n, weighed_f
 
 
 def _branch(
@@ -123,9 +146,13 @@ def _branch(
     left_out = _left_out(n, f, children, posterior, settings) - cost
     if skip or left_out > node.left_out + SAME:
         node.left_out = left_out
-    node.expected = sum(child.expected for child in children)
-    kept_indices, score = _choose(n, node.expected, children, settings)
-    merged = expected_likelihood(n, node.expected, node.expected / n)
+    # A further position is in a context that has not been seen as often as one was seen for the first and only time so far
+    # (Good and Turing). The node's own probability is all that is known there, whatever its other contexts say.
+    n_new = sum(child.count == 1 for child in children)
+    new = n_new, n_new * posterior.p
+    node.mass, node.expected = new[0] + sum(c.mass for c in children), new[1] + sum(c.expected for c in children)
+    kept_indices, score = _choose((node.mass, node.expected), new, children, settings)
+    merged = _alone(node.mass, node.expected)
     if score - cost > merged + SAME or settings.gain < 0:
         node.score, node.children = score - cost, [children[i] for i in kept_indices]
     else:
@@ -144,13 +171,13 @@ def _end(node: Node, p: float, mean: float, rest: float) -> None:
 
 
 def own(node: Node) -> tuple[int, float, int, float]:
-    """Count, `expected`, fires and total of a node's positions that have no longer path."""
-    left = node.count, node.expected, node.fires, node.total
+    """Mass, `expected`, fires and total of a node's positions that have no longer path."""
+    left = node.mass, node.expected, node.fires, node.total
     below = list(node.children)
     while below:
         child = below.pop()
         if child.ends:
-            left = left[0] - child.count, left[1] - child.expected, left[2] - child.fires, left[3] - child.total
+            left = left[0] - child.mass, left[1] - child.expected, left[2] - child.fires, left[3] - child.total
         else:
             below += child.children
     return left
@@ -197,8 +224,13 @@ def _walk(node: Node, path: list[Node]) -> "Iterator[list[Node]]":
         yield from _walk(child, [*path, child])
 
 
-def _choose(n: int, expected: float, children: list[Node], settings: Settings) -> tuple[list[int], float]:
+def _choose(
+    of_all: tuple[int, float], new: tuple[int, float], children: list[Node], settings: Settings
+) -> tuple[list[int], float]:
     """Which children stand out of all the others taken together, and the score of the branching with these.
+
+    of_all, new: mass and `expected` of all that is told apart, and of contexts that no child has: they are always among the
+    others.
 
     Others are first taken to be all children, then those of which none fires, then those of which all do: a few children that
     fire stand out of many that do not only once those are together, and the other way round.
@@ -207,20 +239,20 @@ def _choose(n: int, expected: float, children: list[Node], settings: Settings) -
     firing = [child for child in children if child.fires == child.count]
     best: tuple[list[int], float] = ([], -math.inf)
     for others_n, others_expected in (
-        (n, expected),
-        *((sum(c.count for c in group), sum(c.expected for c in group)) for group in (silent, firing)),
+        of_all,
+        *((new[0] + sum(c.mass for c in g), new[1] + sum(c.expected for c in g)) for g in (silent, firing)),
     ):
         kept_indices: list[int] = []
         for _ in range(ROUNDS):
-            p = others_expected / others_n if others_n else expected / n
+            p = others_expected / others_n if others_n else of_all[1] / of_all[0]
             kept_indices = [
                 i
                 for i, child in enumerate(children)
                 if settings.gain < 0
-                or child.score - expected_likelihood(child.count, child.expected, p) > settings.gain + SAME
+                or child.score - expected_likelihood(child.mass, child.expected, p) > settings.gain + SAME
             ]
-            others_n = n - sum(children[i].count for i in kept_indices)
-            others_expected = expected - sum(children[i].expected for i in kept_indices)
+            others_n = of_all[0] - sum(children[i].mass for i in kept_indices)
+            others_expected = of_all[1] - sum(children[i].expected for i in kept_indices)
         score = sum(children[i].score - settings.gain for i in kept_indices) + _alone(others_n, others_expected)
         if score > best[1] + SAME:
             best = kept_indices, score
@@ -235,7 +267,7 @@ def _left_out(n: int, f: int, children: list[Node], posterior: Posterior, settin
     for others_n, others_f in ((n, f), (silent, 0), (firing, firing)):
         kept_children: list[Node] = []
         for _ in range(ROUNDS):
-            others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
+            others = _without(posterior, others_n, others_f, settings)
             kept_children = [
                 child
                 for child in children
@@ -244,10 +276,15 @@ def _left_out(n: int, f: int, children: list[Node], posterior: Posterior, settin
             ]
             others_n = n - sum(child.count for child in kept_children)
             others_f = f - sum(child.fires for child in kept_children)
-        others = posterior.after(others_n, others_f, 0, settings.kappa) if others_n else posterior
+        others = _without(posterior, others_n, others_f, settings)
         score = sum(child.left_out - settings.gain for child in kept_children) + others.likelihood(others_n, others_f)
         best = score if score > best + SAME else best
     return best
+
+
+def _without(posterior: Posterior, n: int, f: int, settings: Settings) -> Posterior:
+    """The posterior with n further positions, of which f fire; only for the likelihood of leaving one out."""
+    return posterior.after(n, f, 0, settings.kappa, (n, f)) if n else posterior
 
 
 def _skips(events: list[Event], depth: int, posterior: Posterior, least: float, settings: Settings) -> dict[int, float]:
@@ -264,9 +301,9 @@ def _skips(events: list[Event], depth: int, posterior: Posterior, least: float, 
         children = [Node(token, len(group), _count(group)[0]) for token, group in groups.items()]
         cost = skip * settings.gain
         firing = [c.fires for c in children if c.fires]
-        if sum(posterior.after(f_c, f_c, 0, settings.kappa).likelihood(f_c, f_c) for f_c in firing) - cost > least:
+        if sum(_without(posterior, f_c, f_c, settings).likelihood(f_c, f_c) for f_c in firing) - cost > least:
             for c in children:
-                c.left_out = posterior.after(c.count, c.fires, 0, settings.kappa).likelihood(c.count, c.fires)
+                c.left_out = _without(posterior, c.count, c.fires, settings).likelihood(c.count, c.fires)
             scores[skip] = _left_out(n, f, children, posterior, settings) - cost
     return scores
 

@@ -116,7 +116,8 @@ def _look(
         f += fires
     for token in tokens[:n_tokens]:
         n_child, f_child = np.int64(counts[token, 0]), np.int64(counts[token, 1])
-        push_known(stack, top, token + BOUNDARY, depth, n_child, f_child, 0.0, posterior, 0.0, settings.kappa)
+        weights = (float(n_child), float(f_child))  # of no effect on what one left out would say
+        push_known(stack, top, token + BOUNDARY, depth, n_child, f_child, 0.0, posterior, 0.0, settings.kappa, weights)
         counts[token, 0], counts[token, 1] = 0, 0
     return left_out_score(stack, first, top[0], np.int64(frame.event_stop - frame.event), f, posterior, settings)
 
@@ -140,20 +141,38 @@ def push_lists(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings,
                 f += 1
             stop += 1
         n = stop - start
+        is_mixed, weights = 0 < f < n and depth < settings.max_depth and token != BOUNDARY, (float(n), float(f))
+        if is_mixed:
+            sort_list(trie, scratch, start, stop, depth + 1)
+            weights = _weigh_list(trie, scratch, start, stop, depth + 1, settings.kappa)
         index, child_posterior = push_known(
-            stack, scratch.top, token, depth, n, f, total, posterior, evidence.rest, settings.kappa
+            stack, scratch.top, token, depth, n, f, total, posterior, evidence.rest, settings.kappa, weights
         )
-        if 0 < f < n and index >= 0 and depth < settings.max_depth and token != BOUNDARY:
+        if is_mixed and index >= 0:
             open_frame(below, index, child_posterior, 1)
             below.next, below.stop = start, stop
             # The list once more, to begin again if tokens are to be ignored.
             below.event, below.event_stop = start, stop
-            sort_list(trie, scratch, start, stop, depth + 1)
             frame.next = stop
             return True
         start = stop
     frame.next = start
     return False
+
+
+@jit
+def _weigh_list(trie: Trie, scratch: Scratch, start: int, stop: int, depth: int, kappa: float) -> tuple[float, float]:
+    """As `naive._weigh`, of `ranks[start:stop]`, which are sorted by their tokens at `depth`."""
+    weighed_n, weighed_f = 0.0, 0.0
+    while start < stop:
+        token, n, f = token_at(trie, scratch.ranks[start], depth), 0, 0
+        while start < stop and token_at(trie, scratch.ranks[start], depth) == token:
+            f += scratch.marks[scratch.ranks[start]] == FIRES
+            n += 1
+            start += 1
+        weighed_n += kappa * n / (n + kappa)
+        weighed_f += kappa * f / (n + kappa)
+    return weighed_n, weighed_f
 
 
 @jit

@@ -24,6 +24,7 @@ NODE = np.dtype(
         ("size", "i4"),
         ("count", "i4"),
         ("fires", "i4"),
+        ("mass", "i4"),
         ("kept", "i4"),
     ]
 )
@@ -51,11 +52,13 @@ class Posterior(NamedTuple):
 
 
 @jit
-def after(prior: Posterior, n: Integer, f: Integer, total: float, kappa: float) -> Posterior:
+def after(
+    prior: Posterior, n: Integer, f: Integer, total: float, kappa: float, weights: tuple[float, float]
+) -> Posterior:
     """As `naive.Posterior.after`."""
     rest = n - 1 + kappa
     return Posterior(
-        (f + kappa * prior.p) / (n + kappa),
+        (weights[1] + kappa * prior.p) / (weights[0] + kappa),
         (f - 1 + kappa * prior.without_firing) / rest,
         (f + kappa * prior.without_silent) / rest,
         (total + kappa * prior.value) / (f + kappa),
@@ -100,14 +103,15 @@ def push_known(
     prior: Posterior,
     rest: float,
     kappa: float,
+    weights: tuple[float, float],
 ) -> tuple[int, Posterior]:
-    """The index of a new node at which paths end, or -1, and its posterior."""
-    posterior = after(prior, n, f, total, kappa)
+    """The index of a new node at which paths end, or -1, and its posterior; `weights` as of `after`."""
+    posterior = after(prior, n, f, total, kappa, weights)
     index = push(stack, top, token, depth, n, f, total)
     if index >= 0:
         node = stack[index]
         node.left_out, node.expected, node.mean = likelihood(posterior, n, f), n * posterior.p, posterior.value
-        node.score = expected_likelihood(n, node.expected, posterior.p)
+        node.mass, node.score = n, expected_likelihood(n, node.expected, posterior.p)
         end(node, posterior.p, posterior.value, rest)
     return index, posterior
 
@@ -133,18 +137,25 @@ def end(node: Node, p: float, mean: float, rest: float) -> None:
 
 
 @jit
-def sum_expected(stack: Stack, first: int, top: int) -> float:
-    """Positions that are expected to fire, of the children from `first` to the top."""
-    expected, child = 0.0, first
+def look_ahead(stack: Stack, first: int, top: int) -> tuple[Integer, float, Integer, Integer]:
+    """Of the children from `first` to the top: mass, how many are expected to fire, positions, and children that occur once."""
+    mass, expected, n, n_once, child = np.int64(0), 0.0, np.int64(0), np.int64(0), first
     while child < top:
-        expected += stack[child].expected
-        child += stack[child].size
-    return expected
+        node = stack[child]
+        mass += node.mass
+        expected += node.expected
+        n += node.count
+        n_once += node.count == 1
+        child += node.size
+    return mass, expected, n, n_once
 
 
 @jit
 def count_pure(stack: Stack, first: int, top: int) -> tuple[Integer, float, Integer, float]:
-    """Positions and expected firing ones of the children of which none fires, and of those of which all do."""
+    """Positions and expected firing ones of the children of which none fires, and of those of which all do.
+
+    These have no children, so that their mass is the number of their positions.
+    """
     silent_n, silent, firing_n, firing, child = np.int64(0), 0.0, np.int64(0), 0.0, first
     while child < top:
         node = stack[child]
@@ -160,28 +171,29 @@ def count_pure(stack: Stack, first: int, top: int) -> tuple[Integer, float, Inte
 
 @jit
 def choose(
-    stack: Stack, first: int, top: int, n: Integer, f: Integer, expected: float, settings: Settings
+    stack: Stack, first: int, top: int, n: Integer, f: Integer, expected: float, new_n: Integer, new: float, gain: float
 ) -> tuple[float, Integer, Integer, float]:
-    """The score of the children from `first` to the top, marking those kept; n, f and `expected` of all the others.
+    """The score of the children from `first` to the top, marking those kept; mass, f and `expected` of all the others.
 
-    n, f, expected: of the node's positions. As `naive._choose`, with the same three starts in the same order: of scores that
-    differ by less than `SAME` the first wins.
+    n, f, expected: mass of the node, how many of its positions fire, and `expected`. new_n, new: mass and `expected` of
+    contexts that no child has. As `naive._choose`, with the same three starts in the same order: of scores that differ by less
+    than `SAME` the first wins.
     """
     silent_n, silent, firing_n, firing = count_pure(stack, first, top)
     best, best_p = -np.inf, 0.0
     for start in range(3):
         # Which children the others are to begin with: all, the silent ones, those that always fire.
-        others_n = np.int64(n) if start == 0 else (silent_n if start == 1 else firing_n)
-        others = expected if start == 0 else (silent if start == 1 else firing)
+        others_n = np.int64(n) if start == 0 else new_n + (silent_n if start == 1 else firing_n)
+        others = expected if start == 0 else new + (silent if start == 1 else firing)
         p, gains = 0.0, 0.0
         for _ in range(ROUNDS):
             p = others / others_n if others_n else expected / n
-            gains, others_n, _, others = _mark(stack, first, top, n, f, expected, p, settings.gain)
+            gains, others_n, _, others = _mark(stack, first, top, n, f, expected, p, gain)
         score = gains + alone(others_n, others)
         if score > best + SAME:
             best, best_p = score, p
     # The marks are those of the last start: made again with the probability of the best.
-    _, others_n, others_f, others = _mark(stack, first, top, n, f, expected, best_p, settings.gain)
+    _, others_n, others_f, others = _mark(stack, first, top, n, f, expected, best_p, gain)
     return best, others_n, others_f, others
 
 
@@ -189,18 +201,18 @@ def choose(
 def _mark(
     stack: Stack, first: int, top: int, n: Integer, f: Integer, expected: float, p: float, gain: float
 ) -> tuple[float, Integer, Integer, float]:
-    """The score of the children that stand out of others with probability p, marking them; n, f, `expected` of the others."""
+    """The score of the children that stand out of others with probability p, marking them; mass, f, `expected` of others."""
     index, score = first, 0.0
     p = min(max(p, LOWEST), 1 - LOWEST)
     firing, silent = math.log(p), math.log(1 - p)
     others_n, others_f = np.int64(n), np.int64(f)
     while index < top:
         child = stack[index]
-        among_others = child.expected * firing + (child.count - child.expected) * silent
+        among_others = child.expected * firing + (child.mass - child.expected) * silent
         # More than `gain` by `SAME`: a tie must fall alike here and in the specification.
         child.kept = gain < 0 or child.score - among_others > gain + SAME
         if child.kept:
-            others_n -= child.count
+            others_n -= child.mass
             others_f -= child.fires
             expected -= child.expected
             score += child.score - gain
@@ -251,7 +263,7 @@ def _stand_out(
 @jit
 def _rates(posterior: Posterior, n: Integer, f: Integer, kappa: float) -> tuple[float, float]:
     """Logarithms of the leave-one-out probabilities, among the others, that one fires and that one does not."""
-    others = after(posterior, n, f, 0.0, kappa) if n else posterior
+    others = after(posterior, n, f, 0.0, kappa, (float(n), float(f))) if n else posterior
     firing = math.log(min(max(others.without_firing, LOWEST), 1 - LOWEST))
     return firing, math.log(min(max(1 - others.without_silent, LOWEST), 1 - LOWEST))
 

@@ -13,7 +13,7 @@ from actstore.kernels.suffix_trie.trie import Settings
 
 @jit
 def trim(stack: Stack, top: Top, n: Integer, expected: float, rest: float, settings: Settings) -> None:
-    """As `naive.trim`, of the nodes on the stack; n, expected: of all positions of the evidence."""
+    """As `naive.trim`, of the nodes on the stack; n, expected: mass and `expected` of all."""
     size = top[0]
     parents, above, n_children = _relatives(stack, size)
     own = _own(stack, size, above, n, expected)
@@ -72,13 +72,13 @@ def _relatives(stack: Stack, size: int) -> tuple[NDArray[np.int64], NDArray[np.i
 
 @jit
 def _own(stack: Stack, size: int, above: NDArray[np.int64], n: Integer, expected: float) -> NDArray[np.float64]:
-    """[node + 1, 4] count, expected, fires and total of the positions that have no longer path; last, those without any."""
+    """[node + 1, 4] mass, expected, fires and total of the positions that have no longer path; last, those without any."""
     own = np.zeros((size + 1, 4))
     own[size, 0], own[size, 1] = n, expected
     for i in range(size):
         node = stack[i]
         if not math.isnan(node.probability):
-            numbers = (float(node.count), node.expected, float(node.fires), node.total)
+            numbers = (float(node.mass), node.expected, float(node.fires), node.total)
             for column in range(4):
                 own[i, column] += numbers[column]
                 own[above[i], column] -= numbers[column]

@@ -8,42 +8,86 @@ import numpy as np
 import pytest
 from planted_tries import A, B, C, build_one, earlier, make_corpus, make_long_corpus
 
-from actstore.kernels.suffix_trie.api import BOUNDARY, Settings, predict
+from actstore.kernels.suffix_trie.api import BOUNDARY, Settings, suffix_trie
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from actstore.kernels.suffix_trie import naive
+    from actstore.kernels.suffix_trie.api import Nodes
 
 
-def longest_contexts(contexts: list[naive.Context], fires: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[position] the probability of firing in its longest context, with kappa 1."""
-    p = np.full(len(fires), fires.mean())
-    # A context goes on as long as some of its positions fire and others do not.
-    goes_on = np.ones(len(fires), bool)
-    for depth in range(len(contexts[0])):
-        keys = [context[: depth + 1] for context in contexts]
-        same = np.array([[int(a == b) for b in keys] for a in keys])
-        longer = (same @ fires + p) / (same.sum(axis=1) + 1)
-        p = np.where(goes_on, longer, p)
-        mixed = (same @ fires > 0) & (same @ ~fires > 0)
-        goes_on &= mixed & np.array([key[-1] != BOUNDARY for key in keys])
-    return p
+def look_ahead(contexts: list[naive.Context], fires: NDArray[np.bool_]) -> list[tuple[naive.Context, int, float]]:
+    """Further positions that are to be expected: context, number, probability of firing; with kappa 1.
+
+    As many as were seen in each longest context, and in each shorter one, in no known longer one, as many as were seen once.
+    """
+    expected: list[tuple[naive.Context, int, float]] = []
+
+    def grow(context: naive.Context, positions: NDArray[np.int64], prior: float) -> None:
+        n, f = len(positions), int(fires[positions].sum())
+        if not 0 < f < n or len(context) == len(contexts[0]) or context[-1] == BOUNDARY:
+            expected.append((context, n, (f + prior) / (n + 1)))
+            return
+        tokens = np.array([contexts[position][len(context)] for position in positions])
+        children = {int(token): positions[tokens == token] for token in np.unique(tokens)}
+        weight = sum(len(child) / (len(child) + 1) for child in children.values())
+        firing = sum(fires[child].sum() / (len(child) + 1) for child in children.values())
+        p = (firing + prior) / (weight + 1)
+        expected.append((context, sum(len(child) == 1 for child in children.values()), p))
+        for token, child in children.items():
+            grow((*context, token), child, p)
+
+    activating = np.array([context[0] for context in contexts])
+    for token in np.unique(activating[fires]).tolist():
+        grow((token,), np.flatnonzero(activating == token), float(fires.mean()))
+    return expected
 
 
-def test_probabilities_are_the_means_of_those_of_the_longest_contexts() -> None:
+def paths_of(nodes: Nodes) -> list[naive.Context]:
+    """[node] the tokens from the activating one to that of the node."""
+    paths: list[naive.Context] = []
+    for parent, token in zip(nodes.parent.tolist(), nodes.token.tolist(), strict=True):
+        paths.append((*(paths[parent] if parent >= 0 else ()), token))
+    return paths
+
+
+@pytest.mark.parametrize("gain", [-1.0, 0.01, 0.5])
+def test_probabilities_are_the_means_of_what_is_expected_of_further_positions(gain: float) -> None:
     rng = np.random.default_rng(5)
     corpus = make_corpus(rng, 6, 3, 14)
     contexts, fires = corpus.contexts(3), (corpus.ids == 1) & (rng.random(len(corpus.ids)) < 0.6)
-    expected = longest_contexts(contexts, fires)
-    wanted = Settings(gain=0.01, max_depth=3, max_skip=0)
+    wanted = Settings(gain=gain, max_depth=3, max_skip=0)
     nodes = build_one(corpus.trie(3), fires, np.ones(len(fires), np.float32), settings=wanted)
-    path_node = predict(nodes, corpus.ids, corpus.begins).node[0]
-    ends = np.flatnonzero(nodes.ends)
-    assert len(np.unique(path_node[path_node >= 0])) > 3
-    for node in np.intersect1d(ends, path_node):
-        # The mean over the positions whose path ends there.
-        assert nodes.probability[node] == pytest.approx(expected[path_node == node].mean())
+    paths = paths_of(nodes)
+    total, number = np.zeros(len(paths)), np.zeros(len(paths))
+    for context, n, p in look_ahead(contexts, fires):
+        # The longest path that such a position has.
+        node = max((i for i, path in enumerate(paths) if context[: len(path)] == path), key=lambda i: len(paths[i]))
+        total[node] += n * p
+        number[node] += n
+    stands_for_some = number > 0
+    assert stands_for_some.sum() > 3
+    np.testing.assert_allclose(
+        nodes.probability[stands_for_some], (total / np.maximum(number, 1))[stands_for_some], rtol=1e-5
+    )
+
+
+def test_positions_in_the_same_longer_context_count_less_than_in_different_ones() -> None:
+    # B fires after A and not after C: p after a token that neither is.
+    p = {}
+    for name, before in {"alike": [A] * 6, "different": [A, 10, 11, 12, 13, 14]}.items():
+        ids = np.array([token for first in [*before, C, C] for token in (first, B)])
+        fires = (ids == B) & (np.roll(ids, 1) != C)
+        trie = suffix_trie(ids, np.arange(len(ids)), np.arange(len(ids)), 1)
+        nodes = build_one(trie, fires, np.ones(len(fires), np.float32), settings=Settings(gain=-1.0, max_depth=1))
+        assert nodes.token[0] == B
+        assert (nodes.count[0], nodes.fires[0]) == (8, 6)
+        p[name] = float(nodes.probability[0])
+    prior = 6 / 16
+    assert p["alike"] == pytest.approx((6 / 7 + prior) / (6 / 7 + 2 / 3 + 1))
+    assert p["different"] == pytest.approx((6 / 2 + prior) / (6 / 2 + 2 / 3 + 1))
+    assert p["alike"] < 0.5 < p["different"]
 
 
 def test_a_number_of_nodes_keeps_those_that_tell_most() -> None:
