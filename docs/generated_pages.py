@@ -1,4 +1,4 @@
-"""Pages that are made of the code when the documentation is built: the command line and the Python API.
+"""Pages that are made when the documentation is built: the command line, the Python API, notebooks of the examples.
 
 A hook of MkDocs. The command line is Typer's own description of every command; the API is what `actstore.__all__` names,
 and the classes that those give to their callers.
@@ -77,12 +77,25 @@ def on_pre_build(config: MkDocsConfig) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the generated pages to those that are written by hand."""
+    """Add the generated pages, and pictures, to those that are written by hand."""
     from mkdocs.structure.files import File
 
-    for name, text in (("command-line.md", command_line()), ("api.md", api())):
-        files.append(File.generated(config, name, content=text))
+    for name, content in (("command-line.md", command_line()), ("api.md", api()), *notebooks()):
+        files.append(File.generated(config, name, content=content))
     return files
+
+
+def notebooks() -> Iterator[tuple[str, str | bytes]]:
+    """Every notebook of the examples as a page, notebooks/NAME.md, and its pictures; what its cells show is in its file."""
+    from nbconvert import MarkdownExporter
+
+    for path in sorted((ROOT / "examples").glob("*.ipynb")):
+        resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}-pictures"}
+        text, made = MarkdownExporter().from_filename(str(path), resources)
+        text = text.replace("](../docs/", "](../")  # links of a notebook hold where it lies
+        yield f"notebooks/{path.stem}.md", f"{text}\nThis page is `examples/{path.name}`, as it was run last.\n"
+        for name, data in made["outputs"].items():
+            yield f"notebooks/{name}", data
 
 
 def command_line() -> str:
