@@ -200,7 +200,7 @@ def test_what_would_take_hours_is_left_out_with_a_word(
     text_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actstore.explorer.site.neighbours.TOKENS_OF_PAIRS", 1000)
-    monkeypatch.setattr("actstore.explorer.site.neighbours.PAIRS", 100)
+    monkeypatch.setattr("actstore.explorer.pages.sets.PAIRS", 100)
     actstore.site(text_path, tmp_path / "site", ["L1.N3"], capture="corpus")
     about = about_site(tmp_path / "site")
     assert {"coactive", "similar"} & set(about["pages"]) == set()
