@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 METHODS = {
     "api.naica.NaicaMethod": "store.naica",
@@ -83,6 +84,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, content in (("command-line.md", command_line()), ("api.md", api()), *notebooks()):
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """A page with its links to notebooks, which hold in the repository, as links to their pages."""
+    up = "../" * page.file.src_uri.count("/")
+    return re.sub(r"\]\((?:\.\./)+examples/(\w+)\.ipynb", rf"]({up}notebooks/\1.md", markdown)
 
 
 def notebooks() -> Iterator[tuple[str, str | bytes]]:
