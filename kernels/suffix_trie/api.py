@@ -79,8 +79,8 @@ def build(
     fire if it occurred again; as often as contexts were seen once, one that was not is to be expected, of which its parent's p
     is known. A node is kept if telling its positions from those of all children not kept adds more than `gain` nats to the log
     likelihood to be expected then, and all of them together must add more than nothing. Others are, to begin with, all
-    children, the silent ones, or those that always fire, whichever ends best. Where a path ends it stands for the contexts of no
-    kept child, and its probability is the mean of theirs, unseen ones among them. Its value is
+    children, the silent ones, or those that always fire, whichever ends best. Where a path ends it stands for the contexts of
+    no kept child, and its probability is the mean of theirs, unseen ones among them. Its value is
     `p · mean firing activation + (1 - p) · rest`. A branching over `IGNORE`, which costs a node for each token ignored,
     replaces one that it beats by more than `margin` nats before anything grows below it. This is by leave-one-out likelihood:
     p of each position as if it had not been seen, from the root on, where each counts as one. Only nodes are asked whose events
