@@ -91,7 +91,7 @@ build/explorer/installed: explorer/frontend/package.json explorer/frontend/packa
 # The explorer in a real browser: Chromium, as Debian's package of that name has it.
 test-browser: env
 	$(PIP) $(LOCKED) --no-build-isolation --editable '.[browser]'
-	$(PYTEST) -rs tests/explorer/test_browser.py tests/explorer/test_browser_notebook.py $(ARGS)
+	$(PYTEST) -rs tests/explorer/test_browser*.py $(ARGS)
 
 # A page that does not build, or a link that leads nowhere, is an error. The pages are in build/docs.
 docs: $(VENV)/installed-docs

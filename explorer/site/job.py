@@ -117,7 +117,7 @@ class SiteJob:
     def files(self, neurons: Sequence[tuple[int, int]]) -> list[SiteFile]:
         """All files but the site's first page, the images and the lists that come of comparing; for these neurons."""
         at = (self.capture, self.site)
-        by_neuron = {"neuron": (at, f"?exemplars={self.exemplars}")}
+        by_neuron: dict[str, tuple[tuple[str, ...], str]] = {"neuron": (at, f"?exemplars={self.exemplars}")}
         by_neuron |= {name: (at, "") for name in ("others", "maps") if name in self.parts}
         by_neuron |= {"graph": ((self.graphs,), f"?paths={PATHS}")} if self.graphs else {}
         return [
@@ -176,7 +176,9 @@ class SiteJob:
         `reasons`: why there are no files of some pages, by page.
         """
         described = store_page(self.store)
-        captures = {self.capture: {}} | ({self.compare: {"compared": True}} if self.compare else {})
+        captures: dict[str, dict[str, Any]] = {self.capture: {}} | (
+            {self.compare: {"compared": True}} if self.compare else {}
+        )
         described["captures"] = {
             name: described["captures"][name] | {"sites": [self.site]} | more for name, more in captures.items()
         }
