@@ -42,4 +42,5 @@ class ArrayPool:
     def _array(self, i: int) -> NDArray[Any]:
         memory = self._memories[i]
         offset = -memory.__array_interface__["data"][0] % _LINE
-        return memory[offset : offset + self._nbytes].view(self._dtype).reshape(self._shape)
+        array: NDArray[Any] = memory[offset : offset + self._nbytes].view(self._dtype).reshape(self._shape)
+        return array
