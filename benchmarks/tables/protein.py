@@ -229,7 +229,8 @@ def report(seeds: list[dict[str, Figures]], n_sequences: int, n_residues: int) -
     """The tables and what they say."""
 
     def over(key: str, name: str, form: str = "{:.1f}") -> str:
-        return spread([of_seed[key][name] for of_seed in seeds], form)
+        mean, plus_minus, deviation = spread([of_seed[key][name] for of_seed in seeds], form).partition(" ± ")
+        return f"{mean}{plus_minus}{deviation.lstrip('+')}"
 
     removed = [
         [SITES[site], METHODS[method], *(over(f"{site} {method}", name, "{:+.1f}") for name in seeds[0]["mlp.post ig"])]
