@@ -34,7 +34,8 @@ def jit(function: Kernel) -> Kernel:
     A kernel that calls another passes every signed integer as int64. A caller's types are where its numbers come from, a field
     of a record, an array or a constant, and a function would be compiled for each of their combinations.
     """
-    dispatcher = numba.njit(function, nogil=True, no_cfunc_wrapper=True)  # kernels are called, never passed as pointers
+    # Kernels are called, never passed as pointers; numba's types do not have this option.
+    dispatcher: Any = numba.njit(function, nogil=True, no_cfunc_wrapper=True)  # type: ignore[call-overload]
     _call_with_widest(dispatcher)
     try:
         dispatcher.enable_caching()
@@ -63,8 +64,9 @@ def _call_with_widest(dispatcher: Any) -> None:
 
 def _widest(kind: Any) -> Any:
     """int64 for a type of signed integers, or of one constant; any other type as it is."""
-    kind = types.unliteral(kind)
-    return types.int64 if isinstance(kind, types.Integer) and kind.signed else kind
+    kind = types.unliteral(kind)  # type: ignore[no-untyped-call]
+    is_signed = isinstance(kind, types.Integer) and kind.signed  # type: ignore[attr-defined]
+    return types.int64 if is_signed else kind
 
 
 def default_threads() -> int:

@@ -18,7 +18,7 @@ D_MODEL, NEURONS, HEADS, EXPERTS, VOCABULARY, POSITIONS = 64, 48, 4, 4, 128, 64
 
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"qk_(rope|nope)_head_dim|rotary_dim|rotary_ndims", 8),
-    (r".*vocab_size.*", VOCABULARY),
+    (r".*vocab_size.*|.*_byte_group_vocab", VOCABULARY),  # BLT: half a million hashes of groups of bytes
     (
         r"(.*_)?hidden_size|hidden_size_(per_layer_input|global)|d_model|n_embd|n_embed|dim_model|embed_dim|embedding_size"
         r"|word_embed_proj_dim|emb_dim|embedding_dim|projection_size|model_dim|embed_size|width|lru_width|hidden_dim|projection_dim",

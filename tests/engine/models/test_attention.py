@@ -9,8 +9,10 @@ import torch
 from tiny import random_ids, tiny_config
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
+from actstore.engine.models.attention.features import FeatureTracer, features_in
 from actstore.engine.models.load import LoadedModel
 from actstore.engine.models.names import HEAD_SITES
+from actstore.engine.models.provenance import Provenance
 from actstore.engine.models.sites import Features
 
 if TYPE_CHECKING:
@@ -126,6 +128,20 @@ def test_of_latent_attention_there_is_what_comes_from_one_projection() -> None:
     loaded = LoadedModel(AutoModelForCausalLM.from_config(tiny_config("deepseek_v3")))
     assert {"attn.q", "attn.v", "attn.z"} <= set(loaded.spec.sites)
     assert "attn.k" not in loaded.spec.sites
+
+
+def test_what_follows_a_tensor_back_is_no_part_of_the_run() -> None:
+    with torch.device("meta"):
+        projection = torch.nn.Linear(6, 12, bias=False)
+    with torch.inference_mode(), Provenance(projection) as provenance:
+        made = projection(torch.ones(1, 5, 6))
+        keys = made.unflatten(-1, (4, 3)).transpose(1, 2)[:, 2:, 1:]
+        before = dict(provenance._origins)
+        traced = FeatureTracer(provenance).trace(keys)
+        assert provenance._origins == before
+    assert traced is not None
+    assert traced[0] is provenance.products[0]
+    assert features_in(traced[1]) == [6, 7, 8, 9, 10, 11]
 
 
 @pytest.mark.parametrize(
