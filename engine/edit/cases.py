@@ -71,9 +71,9 @@ def tasks_of_cases(reader: Reader, cases: Sequence[Case], max_new_tokens: int = 
         image = None if case.image is None else open_image(case.image)
         reading = reader.read(case.prompt, case.answer or "", image)
         other = None if case.other is None else reader.read(case.prompt, case.other, image)
-        for answer, read in ((case.answer, reading), (case.other, other)):
-            if answer and read is not None and read.n_prompt >= len(read.ids):
-                raise InvalidInputError(f"{case.where}: the answer {answer!r} has no tokens after the prompt.")
+        for text, read in ((case.answer, reading), (case.other, other)):
+            if text and read is not None and read.n_prompt >= len(read.ids):
+                raise InvalidInputError(f"{case.where}: the answer {text!r} has no tokens after the prompt.")
         readings.append(reading)
         others.append(other)
     unanswered = [
