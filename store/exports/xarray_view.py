@@ -119,7 +119,7 @@ def _lazy(values: _Values) -> Any:
     from xarray.backends import BackendArray
     from xarray.core import indexing
 
-    class Lazy(BackendArray):  # type: ignore[misc]  # xarray need not be installed
+    class Lazy(BackendArray):
         shape, dtype = values.shape, values.dtype
 
         def __getitem__(self, key: Any) -> Any:
