@@ -101,15 +101,23 @@ $(VENV)/installed-docs: $(VENV)/installed
 	$(PIP) $(LOCKED) --no-build-isolation --editable '.[docs]'
 	touch $@
 
-# TransformerLens and delphi, for the benchmark's rows that name them. Neither uses torchvision and its kin on text, and the
+# TransformerLens, delphi and SAELens, for the benchmark's rows that name them. None uses torchvision and its kin on text, and the
 # registry's builds of these need not match the torch that is installed.
-peers: .venv-peers/installed
+peers: .venv-peers/installed .venv-loaders/installed
 
 .venv-peers/installed: benchmarks/rows/peers.txt requirements.lock
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet "$$(grep -o '^torch==[0-9.]*' requirements.lock)"
 	.venv-peers/bin/python -m pip install --quiet --requirement benchmarks/rows/peers.txt
 	.venv-peers/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# SAELens needs an earlier TransformerLens than the other peers' rows.
+.venv-loaders/installed: benchmarks/rows/loader_peers.txt requirements.lock
+	test -x .venv-loaders/bin/python || $(PYTHON) -m venv .venv-loaders
+	.venv-loaders/bin/python -m pip install --quiet "$$(grep -o '^torch==[0-9.]*' requirements.lock)" \
+		--requirement benchmarks/rows/loader_peers.txt
+	.venv-loaders/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 clean:

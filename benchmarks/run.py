@@ -63,7 +63,11 @@ ROWS = (
     *growth.ROWS,
     *workers.ROWS,
 )
-SKIPPED = (*capture.SKIPPED, *(() if torch.cuda.is_available() else ("on a GPU: this machine has none",)))
+SKIPPED = (
+    *capture.SKIPPED,
+    *loader.SKIPPED,
+    *(() if torch.cuda.is_available() else ("on a GPU: this machine has none",)),
+)
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
 QUICK_TESTS = (
     "tests/kernels/test_pack.py",

@@ -86,9 +86,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to notebooks lead to their pages here; in the repository, to the files."""
-    return re.sub(r"\]\(\.\./((?:\.\./)*)examples/([\w-]+)\.ipynb\)", r"](\1notebooks/\2.md)", markdown)
+def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
+    """A page with its links to notebooks, which hold in the repository, as links to their pages."""
+    up = "../" * page.file.src_uri.count("/")
+    return re.sub(r"\]\((?:\.\./)+examples/([\w-]+)\.ipynb", rf"]({up}notebooks/\1.md", markdown)
 
 
 def notebooks() -> Iterator[tuple[str, str | bytes]]:

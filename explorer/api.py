@@ -64,6 +64,7 @@ def site(
     k: int = 10,
     texts: int = 100,
     without: Sequence[str] = (),
+    compare: str | None = None,
     resume: bool = False,
     dry_run: bool = False,
     workers: int | None = None,
@@ -77,6 +78,7 @@ def site(
     - `texts`: number of documents whose whole text is there, those in which most neurons are highest; 0 for none.
     - `without`: what else is not there, of `others` (excerpts where neurons are lowest, and at random tokens), `similar`
       (neurons with similar graphs), `coactive` (neurons that fire together), `maps` (activations over images, and the images).
+    - `compare`: another capture of the store, of the same neurons, whose statistics are there to compare with.
     - `resume`: continue a site that was interrupted.
     - `dry_run`: estimate size and time only.
     - `workers`: number of processes that files are divided among.
@@ -87,6 +89,6 @@ def site(
     from actstore.explorer.site.write import write_site
 
     return write_site(
-        store, folder, neurons, layers=layers, capture=capture, site=site, k=k, texts=texts, without=without,
+        store, folder, neurons, layers=layers, capture=capture, site=site, k=k, texts=texts, without=without, compare=compare,
         resume=resume, dry_run=dry_run, workers=workers, on_estimate=on_estimate, on_file=on_file,
     )  # fmt: skip

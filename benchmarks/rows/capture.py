@@ -169,16 +169,11 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 
 class Peers:
-    """A process in the peers' environment that runs jobs by name, one per line of input."""
+    """A process in an environment of peers that runs jobs by name, one per line of input."""
 
-    def __init__(self, folder: Path, n_tokens: int) -> None:
-        torch.save(make_ids(n_tokens), folder / "ids.pt")
-        self._process = subprocess.Popen(
-            [PEERS, Path(__file__).with_name("peers.py"), folder],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, python: Path, script: str, *arguments: object) -> None:
+        command = [python, Path(__file__).with_name(script), *map(str, arguments)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.names: list[str] = json.loads(self._answer())
 
     def run(self, name: str) -> None:
@@ -201,7 +196,8 @@ class Peers:
 def prepare_peers(quick: bool) -> Iterator[dict[str, Candidate]]:
     """The same model in another process, 4,096 tokens: delphi holds 28 bytes per value until it saves."""
     with work_folder() as folder, ExitStack() as stack:
-        peers = Peers(folder, 2048 if quick else 4096)
+        torch.save(make_ids(2048 if quick else 4096), folder / "ids.pt")
+        peers = Peers(PEERS, "peers.py", folder)
         stack.callback(peers.close)
         bench = Bench(folder, load_model(folder / "model"), make_ids(2048 if quick else 4096))
         yield {

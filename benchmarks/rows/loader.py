@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 import actstore
 from benchmarks.registry import Candidate, Row
+from benchmarks.rows.capture import ROOT, Peers
 from benchmarks.rows.reading import MEMMAP, N_NEURONS, map_file, stored
+from benchmarks.synthetic import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from numpy.typing import NDArray
 
-BATCH = 4096
+BATCH, WINDOW = 4096, 4 * BLOCK
+LOADERS = ROOT / ".venv-loaders" / "bin" / "python"
 CAPTURES = {"corpus": "neuron by neuron", "by-token": "token by token"}
 
 
 @contextmanager
 def prepare_batches(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """An epoch in batches, every token once in shuffled windows of four blocks; all open, every byte in the page cache."""
+    """An epoch in tensors, every token once in shuffled windows of four blocks; all open, every byte in the page cache."""
     with stored(4 if quick else 16, in_both_orders=True) as (folder, file, shape):
         store, matrix = actstore.open(folder), map_file(file, shape)
-        asked = {"batch": BATCH, "dtype": "float16", "threads": 0, "as_numpy": True, "positions": "all"}
+        asked = {"batch": BATCH, "dtype": "float16", "threads": 0, "positions": "all"}
         epochs = {name: store.batches("mlp.post", 0, capture=name, **asked) for name in CAPTURES}
         for batches in epochs.values():
             for batch in batches:
-                if not np.array_equal(batch.activations, matrix[batch.token]):
+                if not np.array_equal(batch.activations.numpy(), matrix[batch.token.numpy()]):
                     raise AssertionError("the store and the memory map give other batches")
             batches.set_epoch(0)
-        order = [batch.token for batch in epochs["corpus"]]
+        order = [batch.token.numpy().copy() for batch in epochs["corpus"]]
 
         def again(batches: Iterable) -> Candidate:
             return Candidate(lambda: count(batch.activations for batch in batches), lambda: batches.set_epoch(0))
@@ -41,10 +45,33 @@ def prepare_batches(quick: bool) -> Iterator[dict[str, Candidate]]:
         yield {
             f"actstore, neuron by neuron: {shape[0]:,} tokens in shuffled batches of {BATCH:,}": again(by_neuron),
             "actstore, token by token": again(by_token),
-            f"rows of a {MEMMAP} in the same order": Candidate(lambda: count(matrix[token] for token in order)),
+            f"rows of a {MEMMAP} in the same order": Candidate(
+                lambda: count(torch.from_numpy(matrix[token]) for token in order)
+            ),
             "actstore, neuron by neuron, as stored: block_values, transposed": Candidate(
                 lambda: count(block_by_block(store.capture()))
             ),
+        }
+
+
+@contextmanager
+def prepare_loaders(quick: bool) -> Iterator[dict[str, Candidate]]:
+    """As `prepare_batches`, beside the loader of another tool, in its own process, of the same activations."""
+    with stored(4 if quick else 8, in_both_orders=True) as (folder, file, shape), ExitStack() as stack:
+        peers = Peers(LOADERS, "loader_peers.py", file, *shape, BATCH, WINDOW)
+        stack.callback(peers.close)
+        store, matrix = actstore.open(folder), map_file(file, shape)
+        asked = {"batch": BATCH, "dtype": "float16", "threads": 0, "positions": "all", "capture": "by-token"}
+        batches = store.batches("mlp.post", 0, **asked)
+        order = [batch.token.numpy().copy() for batch in batches]
+        yield {
+            f"actstore, token by token: {shape[0]:,} tokens in shuffled batches of {BATCH:,}": Candidate(
+                lambda: count(batch.activations for batch in batches), lambda: batches.set_epoch(0)
+            ),
+            f"rows of a {MEMMAP} in the same order": Candidate(
+                lambda: count(torch.from_numpy(matrix[token]) for token in order)
+            ),
+            **{name: Candidate(lambda name=name: peers.run(name)) for name in peers.names},  # type: ignore[misc]
         }
 
 
@@ -93,6 +120,19 @@ def prepare_neurons(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 ROWS = (
     Row("shuffled batches to train on, one thread, in the page cache", prepare_batches, ("tests/store",), repeats=5),
+    *(
+        (
+            Row(
+                "shuffled batches beside other tools, one thread, in the page cache",
+                prepare_loaders,
+                ("tests/store",),
+                repeats=5,
+            ),
+        )
+        if LOADERS.exists()
+        else ()
+    ),
     Row("single tokens, in the page cache", prepare_tokens, ("tests/store",), repeats=5),
     Row("one neuron in both orders, in the page cache", prepare_neurons, ("tests/store",), repeats=5),
 )
+SKIPPED = () if LOADERS.exists() else ("batches beside SAELens: `make peers` installs it",)

@@ -49,6 +49,12 @@ def site(
     without: Annotated[
         list[SitePart] | None, typer.Option(help="Make the site without this part of it; repeat for more.")
     ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CAPTURE", help="Another capture, of the same neurons, whose statistics are there to compare with."
+        ),
+    ] = None,
     resume: Resume = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate size and time only.")] = False,
     workers: Workers = None,
@@ -57,8 +63,8 @@ def site(
 ) -> None:
     """Make the explorer of STORE as files in FOLDER, for any host, and for a browser that opens FOLDER/index.html from a disk.
 
-    It has the overview, neurons, graphs, tokens, texts, image maps and questions of one capture; SQL, any neuron on any text
-    and comparisons need `actstore serve`.
+    It has the overview, neurons, graphs, tokens, texts, image maps and questions of one capture, and with --compare another
+    beside it; SQL, and any neuron on any text, need `actstore serve`.
 
     Example: `actstore site gpt2.actstore gpt2-site --layers 3`
     """
@@ -71,7 +77,8 @@ def site(
     with terminal.counting_bar("files", enabled=not quiet and not dry_run) as advance:
         report = make_site(
             store, folder, neurons, layers=parse_layers(layers), capture=capture, site=at, k=k, texts=texts,
-            without=without or (), resume=resume, dry_run=dry_run, workers=workers, on_estimate=announce, on_file=advance,
+            without=without or (), compare=compare, resume=resume, dry_run=dry_run, workers=workers,
+            on_estimate=announce, on_file=advance,
         )  # fmt: skip
     if as_json:
         print_json(_described(report))

@@ -106,7 +106,7 @@ function Where({ form, context, page }) {
         <Select label="store" value={String(store.number)} onChange={(number) => to(number)}
           options={form.stores.map((one) => ({ name: String(one.number), text: one.store.split("/").pop() }))} />
       )}
-      <Select label="capture" value={capture} onChange={(name) => to(store.number, name)} options={Object.keys(store.captures)} />
+      <Select label="capture" value={capture} onChange={(name) => to(store.number, name)} options={Object.keys(store.captures).filter((name) => !store.captures[name].compared)} />
       {held && <Select label="site" value={site} onChange={(place) => to(store.number, capture, place)} options={held.sites} />}
     </div>
   );

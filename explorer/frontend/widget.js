@@ -22,7 +22,7 @@ function render({ model, el }) {
 
   const hear = ({ source, data }) => {
     if (source !== frame.contentWindow || !data || typeof data !== "object") return;
-    if (data.ready) tell({ theme: themeOf() });
+    if (data.ready) tell({ theme: themeOf(), route: model.get("route") }); // which the kernel may have changed meanwhile
     if (data.address) model.send({ view, id: data.id, address: String(data.address) });
     if (data.route && data.route !== model.get("route")) {
       model.set("route", String(data.route));

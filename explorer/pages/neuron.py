@@ -9,14 +9,16 @@ import numpy as np
 from actstore.display.terminal import merged_bins
 from actstore.explorer.pages.numbers import short
 from actstore.explorer.pages.places import token_places
-from actstore.explorer.pages.sets import edits_of, explanations_of, graph_set, promoted_tokens
+from actstore.explorer.pages.sets import all_similarities, edits_of, explanations_of, graph_set, promoted_tokens
 from actstore.store.errors import ActstoreError, InvalidInputError
 from actstore.store.graphs.record import graph_names
 from actstore.store.model.top_tokens import writes_to_residual
 from actstore.store.neurons import neuron_name
 
 if TYPE_CHECKING:
+    from actstore.engine.graphs.similar import Similarity
     from actstore.store.capture.reader import Capture
+    from actstore.store.graphs.reader import Graphs
     from actstore.store.neuron import Neuron
     from actstore.store.reader import Store
 
@@ -96,11 +98,29 @@ def graph_page(store: Store, graphs: str, name: str, /, *, paths: int = PATHS, p
 def similar_page(store: Store, graphs: str, name: str, /, *, k: int = 10) -> dict[str, Any]:
     """The neurons whose graphs are most like a neuron's, as `graphs similar --json` ranks them."""
     from actstore.api.graph_queries import GraphQueries
+    from actstore.engine.graphs.similar import find_row
 
-    answer = GraphQueries(store).similar(name, k=min(max(1, k), 100), name=graphs)
+    k = min(max(1, k), 100)
+    neuron, similarity = store.neuron(name), all_similarities(store, graphs)
+    if similarity is not None:
+        found = graph_set(store, graphs)
+        return similar_document(found, similarity, find_row(found, neuron.layer, neuron.index), k)
+    answer = GraphQueries(store).similar(name, k=k, name=graphs)
     columns = ("other_name", "overlap", "subset", "prediction")
     rows = answer.table.select(list(columns)).to_pylist()
     return {"neurons": short([{"neuron": row.pop("other_name")} | row for row in rows])}
+
+
+def similar_document(graphs: Graphs, similarity: Similarity, row: int, k: int) -> dict[str, Any]:
+    """The same of the neuron in a row of the table of neurons, where all have been prepared for comparing."""
+    pairs = similarity.of(row)
+    layers, indices = (graphs.neurons[name].to_numpy() for name in ("layer", "neuron"))
+    columns = (pairs.second[:k], pairs.overlap[:k], pairs.subset[:k], pairs.prediction[:k])
+    neurons = [
+        {"neuron": neuron_name(int(layers[other]), int(indices[other])), "overlap": o, "subset": s, "prediction": p}
+        for other, o, s, p in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+    return {"neurons": short(neurons)}
 
 
 def coactive_page(store: Store, capture: str, site: str, name: str, /, *, k: int = 10) -> dict[str, Any]:

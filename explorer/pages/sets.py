@@ -21,6 +21,7 @@ from actstore.store.neurons import NeuronIndex
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from actstore.engine.graphs.similar import Similarity
     from actstore.store.graphs.reader import Graphs
     from actstore.store.reader import Store
 
@@ -29,7 +30,10 @@ SIDES: Final = {"promoted": "top", "suppressed": "bottom"}
 """What a neuron does to tokens → how the columns of the root's table of neurons begin."""
 _MODEL_TABLES: Final[WeakKeyDictionary[Store, ColumnReader]] = WeakKeyDictionary()
 _GRAPHS: Final[WeakKeyDictionary[Store, dict[str, Graphs]]] = WeakKeyDictionary()
+_SIMILARITIES: Final[WeakKeyDictionary[Store, dict[str, Similarity]]] = WeakKeyDictionary()
 """What was opened for one page serves the next, for as long as the store is open."""
+PAIRS: Final = 100_000_000
+"""Pairs of neurons whose graphs are compared from one object at most."""
 
 
 def model_table(store: Store) -> ColumnReader:
@@ -48,6 +52,20 @@ def graph_set(store: Store, name: str) -> Graphs:
     kept = _GRAPHS.setdefault(store, {})
     if name not in kept:
         kept[name] = open_graphs(store, name)
+    return kept[name]
+
+
+def all_similarities(store: Store, name: str) -> Similarity | None:
+    """What compares every graph of a set with every other, made once; None where that are too many pairs to have in memory."""
+    kept = _SIMILARITIES.setdefault(store, {})
+    if name not in kept:
+        from actstore.engine.graphs.similar import Similarity, same_tokens
+        from actstore.store.graphs.forest import Forest
+
+        graphs = graph_set(store, name)
+        if len(graphs.neurons) ** 2 > PAIRS:
+            return None
+        kept[name] = Similarity(Forest.of(graphs), same_tokens(store))
     return kept[name]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from actstore.explorer.pages.change import change_page
 from actstore.explorer.pages.documents import FILE_DIGITS, document_rows, text_of_peaks
 from actstore.explorer.pages.documents import TOKENS as TEXT_TOKENS
 from actstore.explorer.pages.images import image_bytes
@@ -56,6 +57,10 @@ class SiteJob:
     """Documents whose whole text it has."""
     held: frozenset[str] | None = None
     """Names of the neurons that it has pages of; None for all."""
+    compare: str | None = None
+    """Another capture, whose statistics it has too."""
+    has_change: bool = False
+    """Whether the two are of the same tokens, so that there are change scores."""
 
     def path(self, file: str) -> Path:
         """Where a file lies."""
@@ -102,6 +107,9 @@ class SiteJob:
         if page == "text":
             is_held = (lambda name: True) if self.held is None else self.held.__contains__
             return text_of_peaks(store, self.capture, self.site, int(parts[0]), int(parts[1]), is_held)
+        if page == "change":
+            assert self.compare is not None
+            return change_page(store, self.capture, self.site, other=store, other_capture=self.compare)
         document = Address.parse(text).document(store)
         kinds = {"neuron": ("exemplars",), "others": ("lowest", "random")}.get(page, ())
         return document | {kind: [shown_part(one) for one in document[kind]] for kind in kinds if kind in document}
@@ -125,10 +133,12 @@ class SiteJob:
 
     def _single(self, store: Store) -> Iterator[Address]:
         """The addresses of the documents that have a file of their own."""
-        overview = Address("overview", (self.capture, self.site))
-        yield overview
-        for statistic in overview.document(store)["statistics"]:
-            yield Address("column", (self.capture, self.site, statistic["name"]))
+        for capture in filter(None, (self.capture, self.compare)):
+            yield (overview := Address("overview", (capture, self.site)))
+            for statistic in overview.document(store)["statistics"]:
+                yield Address("column", (capture, self.site, statistic["name"]))
+        if self.has_change:
+            yield Address("change", (self.capture, self.site))
         if not store_page(store)["captures"][self.capture]["questions"]:
             return
         questions = Address("questions", (self.capture,))
@@ -166,7 +176,10 @@ class SiteJob:
         `reasons`: why there are no files of some pages, by page.
         """
         described = store_page(self.store)
-        described["captures"] = {self.capture: described["captures"][self.capture] | {"sites": [self.site]}}
+        captures = {self.capture: {}} | ({self.compare: {"compared": True}} if self.compare else {})
+        described["captures"] = {
+            name: described["captures"][name] | {"sites": [self.site]} | more for name, more in captures.items()
+        }
         described["store"] = Path(described["store"].rstrip("/")).name  # where it lies on a disk is nobody's business
         described["graphs"] = [self.graphs] if self.graphs else []
         return {
@@ -175,6 +188,7 @@ class SiteJob:
                 *(["graph"] if self.graphs else []),
                 *sorted(self.parts),
                 *(["text", "document-list"] if self.texts else []),
+                *(["change"] if self.has_change else []),
             ],
             "texts": list(self.texts),
             "reasons": dict(reasons),

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from actstore.explorer.pages.neuron import graph_sets
+from actstore.explorer.pages.neuron import graph_sets, similar_document
 from actstore.explorer.pages.numbers import short
-from actstore.explorer.pages.sets import graph_set
+from actstore.explorer.pages.sets import all_similarities, graph_set
 from actstore.store.neurons import NeuronIndex, neuron_name
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ TOKENS_OF_PAIRS: Final = 2_000_000_000_000
 """Tokens of all pairs together at which activations are compared at most: some two minutes on one core."""
 TOKENS_OF_PAIRS_PER_S: Final = 2.0e10
 """Measured on one core, for the estimate."""
-PAIRS: Final = 100_000_000
-"""Pairs whose graphs are compared at most."""
 SAMPLES: Final = 16
 """Neurons whose graphs are compared to estimate all."""
 
@@ -92,30 +90,17 @@ def compare_graphs(store: Store, graphs: str | None) -> Comparison | str:
     """Neurons with similar graphs, or why a site has none."""
     if graphs is None:
         return "The capture has no neuron graphs."
-    from actstore.engine.graphs.similar import Similarity, same_tokens
-    from actstore.store.graphs.forest import Forest
-
-    opened = graph_set(store, graphs)
-    rows = opened.neurons
-    if len(rows) ** 2 > PAIRS:
+    opened, similarity = graph_set(store, graphs), all_similarities(store, graphs)
+    layers, indices = (opened.neurons[name].to_numpy() for name in ("layer", "neuron"))
+    if similarity is None:
         return (
-            f"To compare the graphs of {len(rows):,} neurons with each other would take hours; these files hold no lists of "
+            f"To compare the graphs of {len(layers):,} neurons with each other would take hours; these files hold no lists of "
             "similar graphs. `actstore serve STORE` makes them one by one."
         )
-    similarity = Similarity(Forest.of(opened), same_tokens(store))
-    names = [neuron_name(row["layer"], row["neuron"]) for row in rows.select(["layer", "neuron"]).to_pylist()]
+    names = [neuron_name(int(layer), int(i)) for layer, i in zip(layers, indices, strict=True)]
 
     def document(row: int) -> dict[str, Any]:
-        pairs = similarity.of(row)
-        measures = zip(pairs.second[:K], pairs.overlap[:K], pairs.subset[:K], pairs.prediction[:K], strict=True)
-        return {
-            "neurons": short(
-                [
-                    {"neuron": names[other], "overlap": float(o), "subset": float(s), "prediction": float(p)}
-                    for other, o, s, p in measures
-                ]
-            )
-        }
+        return similar_document(opened, similarity, row, K)
 
     def documents(executor: Executor) -> Iterator[tuple[str, dict[str, Any]]]:
         yield from ((name, document(row)) for row, name in enumerate(names))

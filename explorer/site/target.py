@@ -33,6 +33,7 @@ def made_of(job: SiteJob, selected: Sequence[tuple[int, int]]) -> dict[str, Any]
         "graphs": job.graphs,
         "parts": sorted(job.parts),
         "texts": len(job.texts),
+        "compare": job.compare,
         "neurons": digest,
     }
 

@@ -67,6 +67,7 @@ def write_site(
     k: int = 10,
     texts: int = 100,
     without: Sequence[str] = (),
+    compare: str | None = None,
     resume: bool = False,
     dry_run: bool = False,
     workers: int | None = None,
@@ -90,7 +91,7 @@ def write_site(
         raise InvalidInputError(f"Capture {held.record.name!r} has no neuron at {site} that a site could be made of.")
     for layer, index in selected:
         held.check_neuron(layer, index, site)
-    work = _plan(opened, Path(folder), held.record.name, site, selected, are_all, k, texts, frozenset(without))
+    work = _plan(opened, Path(folder), held.record.name, site, selected, are_all, k, texts, frozenset(without), compare)
     made = made_of(work.job, selected)
     check_target(work.job.target, made, resume=resume)
     estimate = estimate_site(work.job, work.files, work.comparisons, len(selected))
@@ -110,6 +111,7 @@ def _plan(
     k: int,
     texts: int,
     left_out: frozenset[str],
+    compare: str | None,
 ) -> SiteWork:
     """What the site has, and why it has no more."""
     record = store.capture(capture).record
@@ -121,10 +123,10 @@ def _plan(
     compared: dict[str, Callable[[], Comparison | str]] = {
         "similar": lambda: compare_graphs(store, graphs), "coactive": lambda: compare_activations(store, capture, site),
     }  # fmt: skip
-    for part, compare in compared.items():
+    for part, compare_all in compared.items():
         if part in left_out or (part == "similar" and graphs is None):
             continue
-        found = compare()
+        found = compare_all()
         if isinstance(found, str):
             reasons[part] = found
         else:
@@ -132,8 +134,35 @@ def _plan(
             parts.add(part)
     names = None if are_all else frozenset(neuron_name(*neuron) for neuron in selected)
     documents = tuple(documents_with_peaks(store, capture, site, texts)) if texts else ()
-    job = SiteJob(store, target, capture, site, k, graphs, frozenset(parts - left_out), documents, names)
+    has_change = compare is not None and _same_tokens(store, capture, compare, site)
+    if compare is not None and not has_change:
+        reasons["change"] = (
+            f"Captures {capture} and {compare} do not keep activations of the same tokens: there are no change scores."
+        )
+    job = SiteJob(
+        store, target, capture, site, k, graphs, frozenset(parts - left_out), documents, names, compare, has_change
+    )
     return SiteWork(job, selected, job.files(selected), comparisons, reasons)
+
+
+def _same_tokens(store: Store, capture: str, other: str, site: str) -> bool:
+    """Whether two captures can be compared token by token; `InvalidInputError` where not even neuron by neuron."""
+    from actstore.engine.change.change import check_same_plan
+
+    opened = [store.capture(name) for name in (capture, other)]
+    records = [one.record for one in opened]
+    layers = [dict(record.layers(site)) if site in record.sites else {} for record in records]
+    if capture == other or layers[0] != layers[1]:
+        raise InvalidInputError(
+            f"`compare` names another capture with the same layers at {site}, found {other!r}. Leave it out, or name another."
+        )
+    if not all(record.encoding.keeps_values for record in records):
+        return False
+    try:
+        check_same_plan(*opened)
+    except InvalidInputError:
+        return False
+    return True
 
 
 def _write(

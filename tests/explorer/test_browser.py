@@ -298,7 +298,8 @@ SITE_ROUTES = {
     "#/0/tokens/corpus/mlp.post?search=w2": "tokens",
     "#/0/token/corpus/mlp.post/2": "Highest on it",
     "#/0/sql/corpus/mlp.post": "actstore serve",
-    "#/0/text/corpus/mlp.post": "actstore serve",
+    "#/0/text/corpus/mlp.post": "corpus.jsonl:1",
+    "#/0/compare/corpus/mlp.post": "--compare",
     "#/0/neuron/corpus/mlp.post/L1.N99": "other neurons",
 }
 

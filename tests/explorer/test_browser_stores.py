@@ -103,6 +103,21 @@ def test_a_site_has_what_a_server_has(text_path: Path, tmp_path: Path, from_disk
     assert "do not hold what L0.N999 does" in tab.text()
 
 
+def test_a_site_compares_two_captures(tmp_path: Path, from_disk: Any) -> None:
+    values = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    with actstore.CaptureBuilder(tmp_path / "pair.actstore", model_name="pair") as builder:
+        builder.add({("resid.post", 0): values}, texts=list("abcdef"), source="s")
+    with actstore.CaptureBuilder(tmp_path / "pair.actstore", "later", tokens_of="corpus") as builder:
+        builder.add({("resid.post", 0): values + np.array([0, 0, 2, 0], np.float32)})
+    actstore.site(tmp_path / "pair.actstore", tmp_path / "site", capture="corpus", site="resid.post", compare="later")
+    tab = from_disk(tmp_path / "site")
+    tab.open("#/0/compare/corpus/resid.post")
+    assert "Farthest apart" in tab.text()
+    assert tab.text("[aria-label='change scores'] tbody tr").split() == ["L0.N2", "2"]
+    tab.open("#/0")
+    assert tab.page.locator("tbody tr").count() == 1  # the other capture is there to compare with, and has no pages
+
+
 def test_a_store_of_one_neuron(chromium: Any, tmp_path: Path, from_disk: Any) -> None:
     with actstore.CaptureBuilder(tmp_path / "one.actstore", model_name="one") as builder:
         builder.add(

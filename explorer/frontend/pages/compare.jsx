@@ -18,6 +18,7 @@ export function ComparePage({ context, route }) {
   const at = other.indexOf("/");
   const [number_, name] = [Number(other.slice(0, at)), other.slice(at + 1)];
   const there = useDocument(number_, other ? addressOf("overview", [name, site]) : null);
+  if (!others.length && context.form === "site") return <><h1>Compare</h1><Empty>These files were made of one capture. `actstore site STORE FOLDER --compare CAPTURE` adds the statistics of another.</Empty></>;
   if (!others.length) return <><h1>Compare</h1><Empty>{`There is no other capture with the site ${site}. Capture the same texts with another model, and name both stores: \`actstore serve STORE OTHER\`.`}</Empty></>;
   return (
     <>
@@ -73,14 +74,15 @@ function differing(x, y) {
 }
 
 function Change({ context, other }) {
-  const { store, capture, site, pages } = context;
+  const { store, capture, site, pages, reasons, form } = context;
   const [wanted, setWanted] = useState(false);
   const address = addressOf("change", [capture, site], { other: other.number, other_capture: other.name });
-  const state = useDocument(store.number, wanted ? address : null);
-  if (!pages.includes("change")) return null;
+  const isMade = form === "site";
+  const state = useDocument(store.number, pages.includes("change") && (wanted || isMade) ? address : null);
+  if (!pages.includes("change")) return reasons.change ? <Card title="Change scores"><Empty>{reasons.change}</Empty></Card> : null;
   return (
     <Card title="Change scores" note="root mean square difference over the same tokens">
-      {!wanted ? <p><button type="button" onClick={() => setWanted(true)}>Read both captures</button> <span class="about">They must be of the same texts.</span></p> : (
+      {!wanted && !isMade ? <p><button type="button" onClick={() => setWanted(true)}>Read both captures</button> <span class="about">They must be of the same texts.</span></p> : (
         <Loaded state={state}>{({ neurons, n, warnings }) => (
           <>
             {warnings.map((warning) => <p key={warning} class="notice">{warning}</p>)}

@@ -5,7 +5,7 @@ import { hashOf } from "../route.js";
 
 export function StartPage({ context }) {
   const { store } = context;
-  const rows = Object.entries(store.captures).map(([name, held]) => ({ name, ...held }));
+  const rows = Object.entries(store.captures).map(([name, held]) => ({ name, ...held })).filter((held) => !held.compared);
   const damaged = Object.entries(store.damaged ?? {});
   return (
     <>

@@ -196,6 +196,22 @@ def test_a_graph_is_as_graphs_show_prints_it(text: actstore.Store, page: PageOf,
     assert page(text, "graph/graphs/L1.N3?picture=1")["svg"].startswith("<svg")
 
 
+def test_similar_graphs_are_as_graphs_similar_ranks_them(
+    text_path: Path, page: PageOf, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From all graphs prepared at once, and from those that have a token in common."""
+    for pairs in (100_000_000, 1):
+        monkeypatch.setattr("actstore.explorer.pages.sets.PAIRS", pairs)
+        store, n_found = actstore.open(text_path), 0
+        for name in ("L1.N3", "L0.N1", "L1.N7"):
+            found = page(store, f"similar/graphs/{name}")["neurons"]
+            told = cli("graphs", "similar", text_path, name, "-k", 10, "--json").json["neurons"]
+            for mine, theirs in zip(found, told, strict=True):
+                assert close(mine, {key: theirs[key] for key in mine})
+            n_found += len(found)
+        assert n_found > 2
+
+
 def test_queries_are_answered_as_by_sql_and_read_only(text: actstore.Store, page: PageOf, cli: Cli) -> None:
     query = "select name, max from neurons order by name limit 3"
     found = page(text, str(Address("sql", (), (("query", query), ("capture", "corpus")))))

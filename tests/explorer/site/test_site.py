@@ -9,11 +9,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 import actstore
 from actstore.explorer.bundle_files import bundle_file
+from actstore.explorer.pages.change import change_page
 from actstore.explorer.pages.numbers import short
 from actstore.explorer.site.files import file_of, unpacked
 from actstore.store.errors import InvalidInputError
@@ -159,11 +161,46 @@ def test_parts_are_left_out_and_the_page_says_so(text_path: Path, tmp_path: Path
         actstore.site(text_path, tmp_path / "new", capture="corpus", texts=-1)
 
 
+def build_pair(path: Path) -> actstore.Store:
+    """Two captures on the same tokens."""
+    values = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    with actstore.CaptureBuilder(path, model_name="pair") as builder:
+        builder.add({("resid.post", 0): values}, texts=list("abcdef"), source="s")
+    with actstore.CaptureBuilder(path, "later", tokens_of="corpus") as builder:
+        builder.add({("resid.post", 0): values + np.array([0, 0, 2, 0], np.float32)})
+    return actstore.open(path)
+
+
+def test_two_captures_are_compared(tmp_path: Path, page: PageOf) -> None:
+    store, folder = build_pair(tmp_path / "pair.actstore"), tmp_path / "site"
+    actstore.site(store, folder, capture="corpus", site="resid.post", compare="later")
+    about = about_site(folder)
+    assert list(about["store"]["captures"]) == ["corpus", "later"]
+    assert about["store"]["captures"]["later"]["compared"]
+    for capture in ("corpus", "later"):
+        assert document(folder, "column", capture, "resid.post", "max") == page(
+            store, f"column/{capture}/resid.post/max"
+        )
+    change = document(folder, "change", "corpus", "resid.post")
+    assert change == change_page(store, "corpus", "resid.post", other=store, other_capture="later")
+    assert change["neurons"][0] == {"neuron": "L0.N2", "score": 2.0}
+
+
+def test_captures_that_cannot_be_compared_are_refused_or_said(text_path: Path, tmp_path: Path) -> None:
+    actstore.site(text_path, tmp_path / "other", ["L1.N3"], capture="corpus", compare="probes-mask", texts=0)
+    about = about_site(tmp_path / "other")
+    assert "change" not in about["pages"]
+    assert "same tokens" in about["reasons"]["change"]
+    for wrong in ("corpus", "int8"):
+        with pytest.raises(InvalidInputError, match=f"same layers at mlp.post, found '{wrong}'"):
+            actstore.site(text_path, tmp_path / "new", capture="corpus", compare=wrong)
+
+
 def test_what_would_take_hours_is_left_out_with_a_word(
     text_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("actstore.explorer.site.neighbours.TOKENS_OF_PAIRS", 1000)
-    monkeypatch.setattr("actstore.explorer.site.neighbours.PAIRS", 100)
+    monkeypatch.setattr("actstore.explorer.pages.sets.PAIRS", 100)
     actstore.site(text_path, tmp_path / "site", ["L1.N3"], capture="corpus")
     about = about_site(tmp_path / "site")
     assert {"coactive", "similar"} & set(about["pages"]) == set()
