@@ -179,7 +179,8 @@ def _grow_all(trie: Trie, evidence: Evidence, stack: Stack, settings: Settings) 
         return
     total = evidence.sums[f]
     posterior = Posterior(f / n, (f - 1) / max(n - 1, 1), f / max(n - 1, 1), total / f)
-    e, h = 0, 0  # events and held-out ranks that were passed
+    e: Integer = 0  # events that were passed
+    h: Integer = 0  # and held-out ranks
     while e < f:
         node = _root_of(trie, events[e])  # straight to those that hold events
         e_stop = find(events, trie.stop[node], e, f)

@@ -100,7 +100,7 @@ def weigh_interval(
 
 
 @jit
-def find(ranks: NDArray[np.int32], limit: Integer, first: int, stop: int) -> int:
+def find(ranks: NDArray[np.int32], limit: Integer, first: Integer, stop: Integer) -> Integer:
     """The first index from `first` to `stop` at which `ranks` [event], ascending, is not below `limit`; `stop` if none.
 
     Steps that double, then a binary search between the last two: mostly it is near `first`.
