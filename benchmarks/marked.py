@@ -44,4 +44,4 @@ def spread(values: list[float], form: str = "{:.1f}") -> str:
     if not known:
         return "–"
     text = form.format(float(np.mean(known)))
-    return text + (f" ± {form.format(float(np.std(known, ddof=1)))}" if len(known) > 1 else "")
+    return text + (f" ± {form.format(float(np.std(known, ddof=1))).lstrip('+')}" if len(known) > 1 else "")

@@ -21,7 +21,7 @@ FENCE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
 NOT_PROSE = re.compile(r"<!--.*?-->|`[^`]*`|\]\([^)]*\)|https?://\S+|arXiv \d+\.\d+", re.DOTALL)
 FIGURE = re.compile(r"(?<![\w.^·])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
 YEAR = re.compile(r"(?:19|20)\d\d")
-MEASURED = ("multimodal", "knowledge-prompts", "probe", "protein")
+MEASURED = ("multimodal", "knowledge-prompts", "naica", "probe", "protein", "selectivity")
 """Marks of tables of results whose text must name cases, seeds and spread."""
 
 NOT_RESULTS: dict[str, tuple[str, ...]] = {
