@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import Event
 from typing import TYPE_CHECKING
@@ -193,12 +194,13 @@ def explain_neurons(
     if not todo.neurons:
         return report
     with ExplanationWriter(folder, todo.record) as writer:
-        job = _Job(explainer, writer, report)
+        job = _Job(explainer, writer, report, stop)
         pool = ThreadPoolExecutor(task.server.requests, thread_name_prefix="actstore-explain")
         try:
             futures = [pool.submit(job, *item) for item in todo.neurons]
             for done, future in enumerate(as_completed(futures), 1):
-                future.result()
+                with suppress(StoppedError):  # another job failed, and says why
+                    future.result()
                 progress(done, len(futures))
         except KeyboardInterrupt:
             raise CaptureError(
@@ -215,12 +217,21 @@ def explain_neurons(
 
 
 class _Job:
-    """What is missing of one neuron, made and kept."""
+    """What is missing of one neuron, made and kept; the first that fails stops the others, before they ask for more."""
 
-    def __init__(self, explainer: Explainer, writer: ExplanationWriter, report: ExplainReport) -> None:
-        self._explainer, self._writer, self._report = explainer, writer, report
+    def __init__(self, explainer: Explainer, writer: ExplanationWriter, report: ExplainReport, stop: Event) -> None:
+        self._explainer, self._writer, self._report, self._stop = explainer, writer, report, stop
 
     def __call__(self, layer: int, neuron: int, missing: Sequence[str]) -> None:
+        if self._stop.is_set():
+            raise StoppedError
+        try:
+            self._make(layer, neuron, missing)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _make(self, layer: int, neuron: int, missing: Sequence[str]) -> None:
         explainer, writer, report, name = self._explainer, self._writer, self._report, neuron_name(layer, neuron)
         # Another run may have made something since it was looked for, before this one owned the explanations.
         missing = [method for method in missing if not writer.has(layer, neuron, method)]

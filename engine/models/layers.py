@@ -69,6 +69,12 @@ class ModelSpec:
     site_layers: tuple[tuple[int, ...], ...]  # for each of `sites`, the layers that have it
     has_unembedding: bool  # whether logits are a matrix times the residual stream of width `d_model`
 
+    def __repr__(self) -> str:
+        """A line: 32 layers with all that is known of each would be pages."""
+        n_neurons = sum(layer.neurons for layer in self.layers)
+        what = f"{self.model_type}, {self.kind}, {len(self.layers)} layers, {n_neurons:,} neurons"
+        return f"ModelSpec({self.name!r}: {what}, width {self.d_model}, {self.dtype}; sites {', '.join(self.sites)})"
+
     def width(self, layer: int, site: str) -> int:
         """The length of one row of `values` of a site in a layer."""
         spec = self.layers[layer]

@@ -79,6 +79,6 @@ def test_the_command_says_where_they_are(
     monkeypatch.chdir(tmp_path)
     shown = cli("demo")
     assert shown.status == 0
-    assert "fact-llama, language-llama, shapes-llava, stdlib-llama" in shown.out
+    assert "fact-llama, language-llama, protein-esm, shapes-llava, stdlib-llama" in shown.out
     assert "actstore capture demo/models/stdlib-llama build/demo/stdlib stdlib.actstore" in shown.out
     assert cli("demo", "--json").json["corpus"] == "build/demo/stdlib"

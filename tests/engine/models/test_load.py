@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -100,6 +101,14 @@ class TestInspect:
     def test_states_the_dtype_of_the_checkpoint(self, tmp_path: Path) -> None:
         save(make_llama().bfloat16(), tmp_path)
         assert inspect_model(tmp_path).dtype == "bfloat16"
+
+    def test_prints_as_a_line(self, tmp_path: Path) -> None:
+        save(make_llama(), tmp_path)
+        shown = repr(inspect_model(tmp_path))
+        pattern = (
+            r"ModelSpec\('.*': llama, causal, \d+ layers, [\d,]+ neurons, width \d+, float32; sites mlp\.post, .*\)"
+        )
+        assert re.fullmatch(pattern, shown), shown
 
     def test_a_large_model_is_inspected_without_its_memory(self, tmp_path: Path) -> None:
         config = LlamaConfig(
