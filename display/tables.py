@@ -63,7 +63,8 @@ def table_text(table: Table, width: int | None = None) -> str:
     rows = [*first, [_ELLIPSIS] * len(columns), *last] if last else first
     n_columns = _n_fitting(columns, rows, limit)
     buffer = StringIO()
-    screen = terminal.Screen(file=buffer, width=max(limit, 1), color_system=None)
+    # In a notebook, rich would show what it prints there and then, and write nothing into the buffer.
+    screen = terminal.Screen(file=buffer, width=max(limit, 1), color_system=None, force_jupyter=False)
     if n_columns:
         screen.print(terminal.table(None, columns[:n_columns], [row[:n_columns] for row in rows]))
     size = size_of(table)

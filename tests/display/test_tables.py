@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pyarrow as pa
 
 from actstore.api.results import Answer
 from actstore.display.tables import table_text
 from actstore.store.table import Table
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def text(columns: dict[str, object], width: int = 80) -> list[str]:
@@ -117,3 +122,11 @@ def test_a_notebook_says_how_many_rows_there_are_more_and_puts_numbers_to_the_ri
 def test_an_answer_shows_its_warnings_in_a_notebook_too() -> None:
     html = Answer(Table(pa.table({"n": [1]})), None, ("Few tokens & fewer <labels>.",))._repr_html_()
     assert "<div>Warning: Few tokens &amp; fewer &lt;labels&gt;.</div>" in html
+
+
+def test_a_table_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = Table(pa.table({"name": ["L3.N17"], "max": [2.5]}))
+    expected = str(table)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert str(table) == expected
+    assert "L3.N17" in expected
