@@ -24,8 +24,8 @@ def demo(
 ) -> None:
     """Put the small models that come with actstore into FOLDER, with a corpus, where the tutorials look for them.
 
-    Four models trained for it (Python source, facts, languages, pictures: demo/models), and the source of the running Python's
-    standard library as a corpus (build/demo/stdlib). Nothing is fetched; what is there stays as it is.
+    Five models trained for it (Python source, facts, languages, pictures, proteins: demo/models), and the source of the running
+    Python's standard library as a corpus (build/demo/stdlib). Nothing is fetched; what is there stays as it is.
 
     Example: `actstore demo`
     """
