@@ -19,7 +19,6 @@ from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.models.load import load_model
 from actstore.store import layout
 from actstore.store.capture.commits import read_commit
-from actstore.store.capture.record import read_capture
 from actstore.store.capture.statistics.running import RunningStatistics
 from actstore.store.capture.unchecked import write_verified
 from actstore.store.capture.writer import CaptureWriter
@@ -55,7 +54,7 @@ def unchecked(path: Path) -> Iterator[Path]:
         record = dataclasses.replace(capture.record, identity="")
         write_record(folder, record)
         for block in capture.blocks:
-            commit = read_commit(folder, read_capture(folder, "corpus"), block)
+            commit = read_commit(Folder(path), capture.record, block)
             shards = dict(commit.shards)
             for spec in block_arrays(record):
                 key = layout.shard_key(spec.key, block)
@@ -64,7 +63,7 @@ def unchecked(path: Path) -> Iterator[Path]:
                 shards[key.removeprefix("captures/corpus/")] = len(data), checksum(data)
             again = dataclasses.replace(commit, shards=shards, identity="").with_checksum()
             folder.write_json(layout.commit_key("corpus", block), again.to_json())
-        write_verified(folder, "corpus", capture.blocks)
+        write_verified(folder, record, capture.blocks)
         yield Path(folder.location)
 
 
