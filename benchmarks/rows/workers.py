@@ -148,9 +148,11 @@ TESTS = (
 ROWS: tuple[Row, ...] = ()
 if importlib.util.find_spec("ray"):
     ROWS = (
-        Row("workers: start of Ray", prepare_start, TESTS, repeats=3, warm_up=False),
-        Row("workers: capture of 1,000,000 tokens, int8", prepare_capture, TESTS, repeats=3, warm_up=False),
-        Row("workers: graphs over 1,000,000 tokens", prepare_graphs, TESTS, repeats=3, warm_up=False),
+        Row("workers: start of Ray", prepare_start, TESTS, repeats=3, warm_up=False, quick=False),
+        Row(
+            "workers: capture of 1,000,000 tokens, int8", prepare_capture, TESTS, repeats=3, warm_up=False, quick=False
+        ),
+        Row("workers: graphs over 1,000,000 tokens", prepare_graphs, TESTS, repeats=3, warm_up=False, quick=False),
     )
 
 
