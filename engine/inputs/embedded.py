@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sysconfig
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from actstore.store.calls import checked
 from actstore.store.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MODELS: Final = Path(__file__).parents[2] / "demo" / "models"
 """Where they lie in an installation, as in a checkout."""
@@ -50,10 +54,8 @@ def _copy_folder(source: Path, target: Path) -> None:
     """Whole or not at all; a folder that is there, the source itself included, stays."""
     if target.exists():
         return
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial, ignore=shutil.ignore_patterns("__pycache__"))
-    partial.rename(target)
+    with _whole(target) as partial:
+        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def copy_standard_library(target: Path) -> None:
@@ -61,15 +63,22 @@ def copy_standard_library(target: Path) -> None:
     if target.exists():
         return
     root = Path(sysconfig.get_path("stdlib"))
+    names = [path.relative_to(root) for path in sorted(root.rglob("*.py"))]
+    with _whole(target) as partial:
+        for name in names:
+            if EXCLUDED & set(name.parts):
+                continue
+            # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
+            prefix = hashlib.sha256(name.as_posix().encode()).hexdigest()[:3]
+            copy = partial / prefix / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / name, copy)
+
+
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A folder to be made and filled, which becomes `target` when it is whole; what a kill left of an earlier one goes."""
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root)
-        if EXCLUDED & set(name.parts):
-            continue
-        # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
-        prefix = hashlib.sha256(name.as_posix().encode()).hexdigest()[:3]
-        copy = partial / prefix / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+    yield partial
     partial.rename(target)

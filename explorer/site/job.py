@@ -71,12 +71,11 @@ class SiteJob:
         named = self.documents(item)
         for document in images_of(named):
             self._write_image(document)
-        put(self.path(item.file), script(item.file, named.get(None, named)))
+        put(self.path(item.file), _bytes_of(item, named))
 
     def make(self, item: SiteFile) -> bytes:
         """The bytes of a file."""
-        named = self.documents(item)
-        return script(item.file, named.get(None, named))
+        return _bytes_of(item, self.documents(item))
 
     def image(self, document: int) -> bytes:
         """A document's image as the site has it."""
@@ -209,6 +208,11 @@ def images_of(documents: dict[str | None, Any]) -> set[int]:
     """The documents of the capture whose images are shown."""
     pages = [one for one in documents.values() if isinstance(one, dict)]
     return {one["document"] for page in pages for one in (*page.get("maps", ()), page) if one.get("image")}
+
+
+def _bytes_of(item: SiteFile, named: dict[str | None, Any]) -> bytes:
+    """A file of documents by name, or of one alone, which has none."""
+    return script(item.file, named.get(None, named))
 
 
 def put(path: Path, data: bytes) -> None:
