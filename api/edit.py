@@ -9,7 +9,7 @@ import pyarrow as pa
 from actstore.api.light import explains
 from actstore.api.method import Method
 from actstore.api.models import open_reader
-from actstore.api.neurons import neuron_pairs
+from actstore.api.neurons import check_one_given, neuron_pairs
 from actstore.api.results import Answer
 from actstore.store.neurons import neuron_name
 from actstore.store.table import Table
@@ -184,7 +184,7 @@ class EditsMethod(Method):
         - `method`: `least-norm` (no model runs for words of one token), `fine`, `knowledge` (as published),
           `knowledge-corrected`, or `fine-tune`, the baseline.
         - `name`: name of the edit; the words or the target, and the method, unless given.
-        - `neurons`: names or (layer, index); found unless given.
+        - `neurons`: names or (layer, index); or `layers`, in which they are found; found in all unless given.
         - `k`: number of neurons (least-norm, knowledge); as few as do, or those that prompts share, unless given.
         - `margin`, `control`, `ridge`: how far ahead the new word's logit is put (2; of prompts 8), the weight of positions
           that must not change, the weight of the change's own size (least-norm).
@@ -201,6 +201,7 @@ class EditsMethod(Method):
         from actstore.engine.edit.rewrite import default_name, needs_model, rewrite
         from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 
+        check_one_given(neurons, layers)
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         requests = requests_of(prompts, target, subject, cases, row, images)
         pairs = tuple(neuron_pairs(neurons)) if neurons is not None else None

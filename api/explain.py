@@ -63,7 +63,7 @@ class ExplainMethod(Method):
 
         What is there already is not asked for again: the same call goes on after whatever stopped it.
 
-        - `neurons`: names or (layer, index); `layers`: all neurons of these.
+        - `neurons`: names or (layer, index); `layers`, in place of them: all neurons of these.
         - `endpoint`: address of any server with OpenAI's chat completions, such as `http://localhost:8000/v1`.
         - `explainer_model`, `scorer_model`: the models, as the server calls them; the second is the first unless given.
         - `score`: some of `detection`, `fuzzing` (by the server) and `graph` (by the neuron's graph, without one).

@@ -60,7 +60,7 @@ class GraphsMethod(GraphQueries):
         - `name`: name of the set; `graphs`, or `published` for that method, unless given.
         - `method`: `corpus`, from the captured text; `published`, as Foote et al. (2023), from probes.
         - `probes`: of which probes the published method builds.
-        - `neurons`: names or (layer, index); all unless `neurons` or `layers` are given.
+        - `neurons`: names or (layer, index); `layers`, in place of them: all of these; all unless either is given.
         - `leave_out`: windows that are not evidence.
         - `also`: further captures of the store that are evidence.
         - `share`: a neuron fires from this share of its maximum over the capture.

@@ -5,31 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import InvalidInputError
-from actstore.store.neurons import parse_neuron
+from actstore.store.neurons import NeuronInput, neuron_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from actstore.store.capture.reader import Capture
 
-    NeuronInput = str | tuple[int, int]
-
-
-def neuron_pairs(neurons: NeuronInput | Iterable[NeuronInput]) -> list[tuple[int, int]]:
-    """(layer, index) of neurons given as `"L3.N17"` or `(3, 17)`, alone or several, each once."""
-    if isinstance(neurons, str):
-        neurons = neurons.split(",")
-    elif isinstance(neurons, tuple) and len(neurons) == 2 and all(isinstance(part, int) for part in neurons):
-        neurons = [neurons]  # type: ignore[list-item]
-    pairs = []
-    for neuron in neurons:
-        if isinstance(neuron, str):
-            pairs.append(parse_neuron(neuron))
-        elif isinstance(neuron, tuple) and len(neuron) == 2:
-            pairs.append((int(neuron[0]), int(neuron[1])))
-        else:
-            raise InvalidInputError(f"A neuron is a name such as L3.N17, or (layer, index), found {neuron!r}.")
-    return list(dict.fromkeys(pairs))
+__all__ = ["NeuronInput", "check_one_given", "chosen_neurons", "label_column", "neuron_pairs"]
 
 
 def label_column(by: str, others: Iterable[str]) -> str:
@@ -40,11 +23,22 @@ def label_column(by: str, others: Iterable[str]) -> str:
 def chosen_neurons(
     capture: Capture, site: str, neurons: NeuronInput | Iterable[NeuronInput] | None, layers: Sequence[int] | None
 ) -> list[tuple[int, int]] | None:
-    """(layer, index) of what `neurons` and `layers` name together; None where neither is given."""
-    if neurons is None and layers is None:
+    """(layer, index) of `neurons`, or of all neurons of `layers`, each once; None where neither is given."""
+    check_one_given(neurons, layers)
+    if neurons is not None:
+        return neuron_pairs(neurons)
+    if layers is None:
         return None
-    pairs = neuron_pairs(neurons) if neurons is not None else []
-    for layer in layers or ():
+    pairs: list[tuple[int, int]] = []
+    for layer in dict.fromkeys(layers):
         capture.check_neuron(layer, 0, site)  # raises, saying what there is
         pairs += [(layer, index) for index in range(capture.record.layers(site)[layer])]
-    return list(dict.fromkeys(pairs))
+    return pairs
+
+
+def check_one_given(neurons: object, layers: object) -> None:
+    """`InvalidInputError` where both are given: it could mean either of them, or both at once."""
+    if neurons is not None and layers is not None:
+        raise InvalidInputError(
+            "`neurons` names single neurons, and `layers` all of some layers: pass one of them, not both."
+        )

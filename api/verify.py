@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from actstore.engine.devices.device import check_device
 from actstore.engine.workers.scan import Scan, executor_of
 from actstore.store.reader import Store
 from actstore.store.verify import (
@@ -29,6 +30,7 @@ def verify_store(
 
     `how`: further arguments of `refill_captures`.
     """
+    check_device(how["device"])
     store, scan = Store(reading_once(folder)), Scan(executor_of(workers, on))
     captures, damage = open_captures(store, capture)
     damage += [] if capture else verify_root(store.folder)

@@ -11,13 +11,13 @@ from actstore.commands.choices import OthersName  # noqa: TC001  (Typer reads it
 from actstore.commands.options import (
     CaptureName,
     Json,
-    Layers,
     MaxNewTokens,
     Quiet,
     Seed,
     Site,
     StorePath,
     given,
+    layers_option,
     parse_layers,
 )
 from actstore.display import terminal
@@ -55,11 +55,11 @@ def explain(
         str | None,
         typer.Argument(
             metavar="NEURONS",
-            help="Neurons, such as L3.N17,L4.N2; --layers names all of a layer.",
+            help="Neurons, such as L3.N17,L4.N2; in place of them, --layers names all of a layer.",
             autocompletion=completion.neurons,
         ),
     ] = None,
-    layers: Layers = None,
+    layers: Annotated[str | None, layers_option(instead_of="NEURONS")] = None,
     endpoint: Annotated[
         str | None,
         typer.Option(

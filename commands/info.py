@@ -82,8 +82,10 @@ def verify(
 
     Example: `actstore verify gpt2.actstore --refill 2`
     """
+    from actstore.engine.devices.device import check_device
     from actstore.store.verify import open_captures, reading_once, verify_graphs, verify_root
 
+    check_device(device)
     opened = Store(reading_once(store))
     captures, damage = open_captures(opened, capture)
     if not capture:

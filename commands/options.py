@@ -76,24 +76,26 @@ Positions = Annotated[
 ]
 
 
-def neurons_option(panel: str | None = None) -> Any:
-    """The option --neurons, in a panel of the help."""
-    help_text = "Only these neurons, such as L3.N17,L4.N2."
+def neurons_option(panel: str | None = None, *, or_layers: bool = True) -> Any:
+    """The option --neurons, in a panel of the help; `or_layers`: of a command that takes layers in its place."""
+    help_text = "Only these neurons, such as L3.N17,L4.N2" + ("; not together with --layers." if or_layers else ".")
     return typer.Option(
         "--neurons", metavar="NEURONS", help=help_text, rich_help_panel=panel, autocompletion=completion.neurons
     )
 
 
-def layers_option(panel: str | None = None) -> Any:
-    """The option --layers, in a panel of the help."""
-    help_text = "Only these layers, such as 0,3-5."
+def layers_option(panel: str | None = None, *, instead_of: str = "") -> Any:
+    """The option --layers, in a panel of the help; `instead_of`: the parameter that names neurons in its place."""
+    help_text = "Only these layers, such as 0,3-5" + (f"; not together with {instead_of}." if instead_of else ".")
     return typer.Option("--layers", metavar="LAYERS", help=help_text, rich_help_panel=panel)
 
 
 Neurons = Annotated[str | None, neurons_option()]
-NamedNeurons = Annotated[str, neurons_option()]
+NamedNeurons = Annotated[str, neurons_option(or_layers=False)]
 """The same where neurons must be named."""
 Layers = Annotated[str | None, layers_option()]
+NeuronLayers = Annotated[str | None, layers_option(instead_of="--neurons")]
+"""The same beside --neurons, which takes its place."""
 Attribution = Annotated[AttributionKind, typer.Option(help="The score of a neuron for a prompt.")]
 PaperForm = Annotated[
     bool, typer.Option("--paper-form", help="Without the final norm's gain, as in Pan et al. (2024).")

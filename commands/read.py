@@ -18,6 +18,7 @@ from actstore.commands.options import (
     Json,
     K,
     Layers,
+    NeuronLayers,
     NeuronName,
     Neurons,
     Quiet,
@@ -220,7 +221,7 @@ def export(
         ExportFormat | None, typer.Option("--format", help="Layout of FILE. [default: that of its suffix]")
     ] = None,
     neurons: Neurons = None,
-    layers: Layers = None,
+    layers: NeuronLayers = None,
     capture: CaptureName = None,
     site: Site = "mlp.post",
     quiet: Quiet = False,

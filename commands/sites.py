@@ -6,20 +6,21 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.store.errors import ActstoreError, InvalidInputError
+from actstore.store.neurons import parse_neuron
 from actstore.store.reader import Store
-from actstore.store.sites import all_named, check_blocks, known_site, site_and_layers
+from actstore.store.sites import all_named, check_blocks, check_layers_of, known_site
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 OPTION: Final = "--site"
-_NEURON: Final = re.compile(r"L(\d+)\.N\d+", re.IGNORECASE)
+_NEURON: Final = re.compile(r"L\d+\.N\d+", re.IGNORECASE)
 
 
 def without_hooks(command: Any, arguments: Sequence[str]) -> list[str]:
     """The arguments of a command with sites in the place of hook names, and `--layers` with the layers that these name.
 
-    `InvalidInputError` where other layers are given, or the command takes none; of a command of one neuron, its layer counts.
+    `InvalidInputError` where other layers are given, or the command takes none; where neurons are named, their layers count.
     """
     flat = [part for one in arguments for part in (one.split("=", 1) if one.startswith(f"{OPTION}=") else [one])]
     values = [i + 1 for i, one in enumerate(flat[:-1]) if one == OPTION]
@@ -30,19 +31,27 @@ def without_hooks(command: Any, arguments: Sequence[str]) -> list[str]:
     _check_blocks(getattr(command, "name", ""), flat)
     kept = [one for i, one in enumerate(flat) if i not in values and i + 1 not in values]
     named = [part for site in sites for part in (OPTION, site)]
-    if not any("--layers" in parameter.opts for parameter in getattr(command, "params", ())):
-        of_neurons = sorted({int(match[1]) for one in kept if (match := _NEURON.fullmatch(one))})
-        if not of_neurons:
-            raise InvalidInputError(
-                f"The hook {hooks[0]!r} names layer {layers[0]}, and this command is of all layers. Name the site, {sites[0]}."
-            )
-        site_and_layers(hooks[0], of_neurons, "the neuron is of layer")
-        return [*kept, *named]
+    parameters = {parameter.name for parameter in getattr(command, "params", ())}
+    if "layers" not in parameters or "neurons" in parameters:
+        neurons = _neurons_in(kept)
+        check_layers_of(neurons, hooks[0], layers)
+        if neurons:
+            return [*kept, *named]
+    if "layers" not in parameters:
+        raise InvalidInputError(
+            f"The hook {hooks[0]!r} names layer {layers[0]}, and this command is of all layers. Name the site, {sites[0]}."
+        )
     if any(one == "--layers" or one.startswith("--layers=") for one in kept):
         raise InvalidInputError(
             f"The hook {hooks[0]!r} names layer {layers[0]}. Leave `layers` out, or name the site {sites[0]}."
         )
     return [*kept, *named, "--layers", ",".join(map(str, layers))]
+
+
+def _neurons_in(arguments: Sequence[str]) -> list[tuple[int, int]]:
+    """The neurons, (layer, index), that arguments name: L3.N17, --neurons L3.N17,L3.N18, --neurons=L3.N17."""
+    names = [name.strip() for one in arguments for name in one.rpartition("=")[2].split(",")]
+    return [parse_neuron(name) for name in names if _NEURON.fullmatch(name)]
 
 
 def _check_blocks(command: str, arguments: Sequence[str]) -> None:

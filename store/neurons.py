@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+NeuronInput = str | tuple[int, int]
+"""A neuron as users name it: `"L3.N17"`, or (layer, index)."""
 
 
 def neuron_name(layer: int, index: int) -> str:
@@ -49,6 +53,31 @@ def parse_neuron(name: str) -> tuple[int, int]:
     if match is None:
         raise InvalidInputError(f"A neuron is named by layer and index, such as L3.N17, found {name!r}.")
     return int(match[1]), int(match[2])
+
+
+def neuron_pairs(neurons: NeuronInput | Iterable[NeuronInput]) -> list[tuple[int, int]]:
+    """(layer, index) of neurons given as `"L3.N17"` or `(3, 17)`, alone or several, each once; also as a column of a table.
+
+    `InvalidInputError` for anything else.
+    """
+    if isinstance(neurons, str):
+        several: Any = neurons.split(",")
+    else:
+        several = [neurons] if _is_pair(neurons) or not hasattr(neurons, "__iter__") else neurons
+    return list(dict.fromkeys(_pair(one) for one in several))
+
+
+def _pair(neuron: Any) -> tuple[int, int]:
+    value = neuron.as_py() if hasattr(neuron, "as_py") else neuron  # of an Arrow column
+    if isinstance(value, str):
+        return parse_neuron(value)
+    if not _is_pair(value):
+        raise InvalidInputError(f"A neuron is a name such as L3.N17, or (layer, index), found {value!r}.")
+    return int(value[0]), int(value[1])
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, Integral) for part in value)
 
 
 class NeuronIndex:

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.neurons import neuron_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -106,6 +107,13 @@ def all_named(hooks: Sequence[str], parsed: Sequence[tuple[str, int] | None]) ->
     return sites, layers
 
 
+def check_layers_of(neurons: Iterable[tuple[int, int]], hook: str, layers: Sequence[int]) -> None:
+    """`InvalidInputError` where one of the neurons, (layer, index), is of none of the layers that hooks name."""
+    of_neurons = [layer for layer, _ in neurons]
+    if others := sorted(set(of_neurons) - set(layers)):
+        site_and_layers(hook, others, f"the neuron{' is' if len(of_neurons) == 1 else 's are'} of layer")
+
+
 def _layer_arguments(
     arguments: Mapping[str, Any], names: Sequence[str], owner: object, hook: str, layers: list[int]
 ) -> dict[str, Any]:
@@ -114,6 +122,10 @@ def _layer_arguments(
         given = arguments.get("layer", getattr(owner, "layer", None))
         site_and_layers(hook, (given,), "the call is of layer")
         return {}
+    if (neurons := arguments.get("neurons")) is not None:
+        pairs = neuron_pairs(neurons)
+        check_layers_of(pairs, hook, layers)
+        return {"neurons": pairs}  # read once: it may be an iterator
     if "layers" in names:
         given = arguments.get("layers")
         if given is not None and sorted([given] if isinstance(given, int) else given) != layers:

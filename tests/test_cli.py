@@ -161,9 +161,20 @@ def test_top_shows_where_a_neuron_is_highest(cli: Callable[..., Result], store: 
 
 
 def test_a_neuron_named_twice_is_one(cli: Callable[..., Result], store: Path, tmp_path: Path) -> None:
-    for line in (("--neurons", "L0.N3,l0.n3", "--layers", 0), ("--layers", "0,0")):
+    for line, expected in ((("--neurons", "L0.N3,l0.n3"), 1), (("--layers", "0,0"), 24)):
         done = cli("export", store, "--output", tmp_path / "out.parquet", *line, "--json")
-        assert done.json["neurons"] == 24, "the neurons of layer 0"
+        assert done.json["neurons"] == expected
+
+
+def test_neurons_of_a_hooks_layer_are_those_that_are_named(
+    cli: Callable[..., Result], refused: Callable[..., str], store: Path, tmp_path: Path
+) -> None:
+    """And not the whole layer, which the hook would stand for without them."""
+    line = ("export", store, "--output", tmp_path / "out.parquet", "--site", "blocks.1.mlp.hook_post")
+    assert cli(*line, "--neurons", "L1.N3,L1.N5", "--json").json["neurons"] == 2
+    assert cli(*line, "--neurons=L1.N3", "--json").json["neurons"] == 1
+    assert cli(*line, "--json").json["neurons"] == 24
+    assert "is of layer 1, and the neurons are of layer 0" in refused(*line, "--neurons", "L0.N3,L1.N5")
 
 
 def test_stats_sorts_filters_and_splits_by_label(cli: Callable[..., Result], store: Path) -> None:

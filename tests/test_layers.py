@@ -44,7 +44,7 @@ BELONGS = {
 }
 
 # Parts of the engine → the other parts that they may import.
-FOUNDATIONS = {"inputs": set(), "models": set(), "devices": set(), "workers": {"models"}}
+FOUNDATIONS = {"inputs": set(), "models": {"devices"}, "devices": set(), "workers": {"models"}}
 FOUNDATIONS |= {"contributions": {"devices", "models", "workers"}}
 FOUNDATIONS |= {"capture": {"inputs", "models", "workers", "contributions"}}
 METHOD = {"inputs", "models", "devices", "capture", "workers"}

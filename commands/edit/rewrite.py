@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from actstore.api.neurons import neuron_pairs
+from actstore.api.neurons import check_one_given, neuron_pairs
 from actstore.commands import completion
 from actstore.commands.choices import RewriteMethod  # noqa: TC001  (Typer reads it)
 from actstore.commands.edit.reports import describe_edit, print_prediction, sentence
@@ -125,7 +125,7 @@ def rewrite(
             rich_help_panel=SELECTING,
         ),
     ] = None,
-    layers: Annotated[str | None, layers_option(SELECTING)] = None,
+    layers: Annotated[str | None, layers_option(SELECTING, instead_of="--neurons")] = None,
     margin: Annotated[
         float | None,
         typer.Option(
@@ -213,6 +213,7 @@ def rewrite(
     from actstore.engine.edit.rewrite import rewrite as make
     from actstore.engine.edit.settings import FineSettings, KnowledgeSettings, LeastNormSettings, RewriteSettings
 
+    check_one_given(neurons, layers)
     requests = requests_of(prompt or (), target, subject, cases, row or (), images)
     settings = RewriteSettings(
         **given(ctx, RewriteSettings)

@@ -12,7 +12,7 @@ from actstore.commands.executors import Workers  # noqa: TC001  (Typer reads it)
 from actstore.commands.options import (
     CaptureName,
     Json,
-    Layers,
+    NeuronLayers,
     Neurons,
     Quiet,
     Resume,
@@ -36,7 +36,7 @@ def site(
     store: StorePath,
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of the site, new or empty.")],
     neurons: Neurons = None,
-    layers: Layers = None,
+    layers: NeuronLayers = None,
     capture: CaptureName = None,
     at: Site = "mlp.post",
     k: Annotated[int, typer.Option("--k", "-k", min=1, help="Number of exemplars per neuron.")] = 10,

@@ -15,7 +15,7 @@ from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads
 from actstore.commands.options import (
     CaptureName,
     Json,
-    Layers,
+    NeuronLayers,
     Neurons,
     Quiet,
     Resume,
@@ -116,7 +116,7 @@ def build(
     threshold: Threshold = 0.3,
     max_depth: MaxDepth = 12,
     neurons: Neurons = None,
-    layers: Layers = None,
+    layers: NeuronLayers = None,
     leave_out: Annotated[
         str | None,
         typer.Option(

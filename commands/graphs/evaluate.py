@@ -21,7 +21,7 @@ from actstore.commands.graphs.build import (  # noqa: TC001  (Typer reads them)
 from actstore.commands.options import (
     CaptureName,
     Json,
-    Layers,
+    NeuronLayers,
     Neurons,
     Quiet,
     Seed,
@@ -79,7 +79,7 @@ def evaluate(
         ),
     ] = None,
     neurons: Neurons = None,
-    layers: Layers = None,
+    layers: NeuronLayers = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:

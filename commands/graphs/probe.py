@@ -83,7 +83,7 @@ def probe(
     ] = None,
     seed: Seed = 0,
     neurons: Annotated[str | None, neurons_option(PROBING_PANEL)] = None,
-    layers: Annotated[str | None, layers_option(PROBING_PANEL)] = None,
+    layers: Annotated[str | None, layers_option(PROBING_PANEL, instead_of="--neurons")] = None,
     n_exemplars: Annotated[
         int | None,
         typer.Option(

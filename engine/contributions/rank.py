@@ -23,6 +23,7 @@ import pyarrow as pa
 from actstore.engine.contributions.next_tokens import Place, find_slot
 from actstore.engine.contributions.ranking import Ranking
 from actstore.engine.contributions.source import SITE, ContributionQuery, Source
+from actstore.engine.contributions.spellings import spelling_sentences, spellings
 from actstore.engine.contributions.targets import Target, find_target
 from actstore.engine.devices.device import HOST, Device, find_device
 from actstore.engine.workers.scan import HERE, Scan, executor_of
@@ -127,6 +128,8 @@ def rank_contributions(
     if query.gain:
         is_sum = query.at is None and not query.everywhere and not target_tokens and source.is_summed
         answer.warnings = tuple(scale_sentences(capture, source.layers, summed=is_sum))
+    if target_tokens and query.at is None and not query.everywhere:
+        answer.warnings += tuple(spelling_sentences(source, target_tokens))
     return answer
 
 
@@ -262,9 +265,11 @@ def _nowhere(source: Source, targets: list[Target]) -> str:
     if not targets:
         return f"No position of capture {name!r} has a next token: its windows keep their last position only."
     texts = ", ".join(repr(target.text) for target in targets)
+    others = [(one.other, one.n_other) for one in spellings(source, targets)]
+    hint = "".join(f" {other.text!r} follows {n:,}." for other, n in others if other is not None and n)
     return (
-        f"{texts} follows no position of text that capture {name!r} keeps. Look at all positions with `everywhere=True`, or "
-        "at one with `at`."
+        f"{texts} follows no position of text that capture {name!r} keeps.{hint} Look at all positions with "
+        "`everywhere=True`, or at one with `at`."
     )
 
 

@@ -46,6 +46,19 @@ def find_target(store: Root, target: str | int) -> Target:
     return Target(token, store.token_text(token))
 
 
+def other_spelling(store: Root, target: Target) -> Target | None:
+    """The token of the same word with a space before it, or without where `target` has one; None where there is none.
+
+    Most vocabularies have both: a word within a text begins with the space, at the beginning of a line it does not.
+    """
+    bare = target.text.lstrip(" ")
+    if store.vocabulary is None or not bare:
+        return None
+    text = bare if bare != target.text else f" {bare}"
+    token = StoredTokenizer(store.folder, store.vocabulary).vocabulary.ids.get(text.encode())
+    return None if token is None else Target(token, store.token_text(token))
+
+
 def _refusal(store: Root, tokenizer: StoredTokenizer, target: str) -> str:
     if not target:
         return "A target is the text of one token, found an empty one. Check `target`."

@@ -1,4 +1,6 @@
-"""The device that a scan computes on, and arrays on their way to it. Torch is loaded where there is a GPU, or one is named.
+"""The device that a scan computes on, or that a model runs on, and arrays on their way to it.
+
+Torch is loaded where there is a GPU, or one is named.
 
 The kernels' launchers go by what they are handed: an array of numpy is computed by numba, a tensor on a GPU by Triton.
 """
@@ -88,6 +90,30 @@ def find_device(device: str = "auto", on: str = "local") -> Device:
             "this machine, without `on`."
         )
     return Device("cuda") if name == "auto" else _check_gpu(name)
+
+
+def model_device(name: str) -> torch.device:
+    """The device that a model runs on: any that torch has by that name; `auto` is the GPU where there is one, else the CPU.
+
+    `InvalidInputError` for one that does not exist.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device  # only an allocation shows whether a device exists
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        raise InvalidInputError(
+            f"Expected a device such as cpu, cuda or cuda:1, found {name!r}: {reason}. Check `device`."
+        ) from error
+
+
+def check_device(name: str) -> None:
+    """`InvalidInputError` for the name of a device that does not exist, also where it turns out that no model has to run."""
+    if name not in ("auto", "cpu"):
+        model_device(name)
 
 
 def _has_gpu() -> bool:

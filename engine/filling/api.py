@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.capture.steps.worker import FillOptions, Worker
+from actstore.engine.devices.device import check_device
 from actstore.engine.filling.kinds import block_filler
 from actstore.engine.models.fingerprint import location_of
 from actstore.engine.models.sources import ModelSource
@@ -59,6 +60,7 @@ def fill(
     worker, n_workers = _share(worker, n_workers)
     if not options.lease_s > 0:
         raise InvalidInputError(f"A lease is longer than 0 seconds, found {options.lease_s}. Check `lease_s`.")
+    check_device(options.device)
     folder = Folder(store, read_only=False, sync=options.sync, storage_options=options.storage_options)
     found = _planned(folder, capture)
     if not missing_blocks(found.folder, found.record):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch import Tensor, nn
 
+from actstore.engine.devices.device import model_device
 from actstore.engine.models import checkpoints, families
 from actstore.engine.models.architecture import Architecture, walk
 from actstore.engine.models.in_memory import in_evaluation, plain_model
@@ -72,23 +73,11 @@ def load_model(
     if dtype not in DTYPES:
         raise InvalidInputError(f"expected `dtype` to be one of {', '.join(DTYPES)}, found {dtype!r}")
     config = checkpoints.load_config(name, trust_remote_code=trust_remote_code)
-    target = _device(device)
+    target = model_device(device)
     kind = families.model_class(config, trust_remote_code=trust_remote_code)
     with _LOADING:
         model = checkpoints.load_weights(kind, name, dtype=dtype, device=target, trust_remote_code=trust_remote_code)
     return LoadedModel(model, name=name)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        # Only an allocation shows whether a device exists.
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InvalidInputError(
-            f"expected a device such as cpu, cuda or cuda:1, found {name!r}: {checkpoints.first_line(error)}"
-        ) from error
 
 
 def _explore(kind: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedModel, Architecture]:

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from actstore.engine.devices.device import check_device
 from actstore.engine.repair.blocks import refill
 from actstore.engine.repair.finished import add_up, write_checkpoint, write_metadata
 from actstore.engine.repair.interrupted import repair_reorder
@@ -59,9 +60,11 @@ def repair_store(
     where `options` name a model that is not the store's, `NotFoundError` where there is no such capture, `ReadOnlyError` where
     another process is writing what is damaged, and `CaptureError` where the disk is full.
     """
+    options = options or RepairOptions()
+    check_device(options.device)
     folder = Folder(location, read_only=False)
     outcomes = repair_reorder(folder, capture)
-    opened, options = Store(folder), options or RepairOptions()
+    opened = Store(folder)
     captures, unreadable = open_captures(opened, capture)
     outcomes += [Outcome(one, False, _REASONS["zarr.json"]) for one in unreadable]
     with RepairModel(folder, opened.model, options) as model:

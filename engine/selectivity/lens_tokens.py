@@ -14,7 +14,8 @@ import pyarrow as pa
 import torch
 
 from actstore.engine.contributions.next_tokens import NextTokens, Place, find_slot
-from actstore.engine.selectivity.logit_lens import SITE, LensHead, check_stream, device_of, entropies_of
+from actstore.engine.devices.device import model_device
+from actstore.engine.selectivity.logit_lens import SITE, LensHead, check_stream, entropies_of
 from actstore.store.errors import InvalidInputError, NotFoundError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _slots_of(capture: Capture, document: int) -> dict[int, NDArray[np.int64]]:
 
 
 def _read(capture: Capture, document: int, slots: dict[int, NDArray[np.int64]], k: int, device: str) -> LensTokens:
-    head, next_tokens = LensHead(capture, device_of(device)), NextTokens(capture)
+    head, next_tokens = LensHead(capture, model_device(device)), NextTokens(capture)
     layers = tuple(capture.record.layers(SITE))
     of_blocks: list[Sequence[NDArray[Any]]] = []
     read: list[list[tuple[NDArray[Any], ...]]] = [[] for _ in layers]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from actstore.engine.devices.device import model_device
 from actstore.store import layout
 from actstore.store.errors import InvalidInputError
 from actstore.store.model.weights import read_final_norm_parts, read_weights
@@ -59,7 +60,7 @@ def look_through(
     >>> look_through(store.capture("images")).entropies
     """
     check_stream(capture)
-    head = LensHead(capture, device_of(device))
+    head = LensHead(capture, model_device(device))
     layers = tuple(capture.record.layers(SITE))
     tokens = _select_tokens(capture, max_tokens)
     kinds = [
@@ -88,18 +89,6 @@ def check_stream(capture: Capture) -> None:
             f"{', '.join(record.sites)}, precision {record.precision}). Capture with "
             f'`sites=("{SITE}",)`.'
         )
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name, the GPU for `auto` where there is one; `InvalidInputError` for one that does not exist."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise InvalidInputError(
-            f"Expected a device such as cpu, cuda or cuda:1, found {name!r}. Check `device`."
-        ) from None
 
 
 def _select_tokens(capture: Capture, max_tokens: int | None) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint8]]]:

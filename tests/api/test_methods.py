@@ -287,8 +287,72 @@ def test_neurons_are_named_in_either_way() -> None:
     assert neuron_pairs("L3.N17,L0.N2") == [(3, 17), (0, 2)]
     assert neuron_pairs((3, 17)) == [(3, 17)]
     assert neuron_pairs(["L3.N17", (3, 17), (0, 2)]) == [(3, 17), (0, 2)]
-    with pytest.raises(actstore.errors.InvalidInputError, match=r"L3\.N17"):
-        neuron_pairs([3])  # type: ignore[list-item]
+    for neurons in ([3], 3, (3.0, 17.5), [[3, 17]], None):
+        with pytest.raises(actstore.errors.InvalidInputError, match=r"such as L3\.N17, or \(layer, index\), found"):
+            neuron_pairs(neurons)  # type: ignore[arg-type]
+
+
+def test_neurons_come_out_of_a_table(text: actstore.Store) -> None:
+    from actstore.api.neurons import neuron_pairs
+
+    table = text.neurons().slice(0, 3)
+    expected = [(row["layer"], row["neuron"]) for row in table.to_pylist()]
+    assert neuron_pairs(table["name"]) == expected
+    assert neuron_pairs(table.to_pandas()["name"]) == expected
+    assert neuron_pairs(zip(table["layer"].to_numpy(), table["neuron"].to_numpy(), strict=True)) == expected
+
+
+def takes_both(kind: Any) -> dict[str, Callable[..., Any]]:
+    """Public methods of a class that take neurons and layers."""
+    return {
+        name: member
+        for name, member in vars(kind).items()
+        if inspect.isfunction(member)
+        and {"neurons", "layers"} <= set(inspect.signature(member).parameters)
+        and (not name.startswith("_") or name == "__call__")
+    }
+
+
+def test_neurons_and_layers_are_not_taken_together(text: actstore.Store, cli: Cli, tmp_path: Path) -> None:
+    """Nowhere, as some would expect either of the two, and others both."""
+    both: dict[str, Any] = {"neurons": ["L0.N3"], "layers": [1]}
+    calls = {
+        "Store.export": lambda: text.export(tmp_path / "out.parquet", capture="corpus", **both),
+        "GraphsMethod.build": lambda: text.graphs.build(name="both", capture="corpus", **both),
+        "GraphsMethod.evaluate": lambda: text.graphs.evaluate(capture="corpus", **both),
+        "GraphsMethod.probe": lambda: text.graphs.probe("gpt2", capture="corpus", **both),
+        "ExplainMethod.__call__": lambda: text.explain(dry_run=True, capture="corpus", **both),
+        "EditsMethod.rewrite": lambda: text.edits.rewrite("a", "b", capture="corpus", **both),
+    }
+    assert {f"{kind.__name__}.{name}" for kind in (actstore.Store, *GROUPS.values()) for name in takes_both(kind)} == {
+        *calls
+    }
+    calls["site"] = lambda: actstore.site(text, tmp_path / "site", capture="corpus", **both)
+    for call in calls.values():
+        with pytest.raises(InvalidInputError, match="`neurons` names single neurons, and `layers` all of some layers"):
+            call()
+    options = ("--capture", "corpus", "--neurons", "L0.N3", "--layers", 1)
+    lines: dict[str, tuple[object, ...]] = {
+        "export": ("export", text.folder, "--output", tmp_path / "out.parquet", *options),
+        "graphs build": ("graphs", "build", text.folder, *options),
+        "graphs evaluate": ("graphs", "evaluate", text.folder, *options),
+        "graphs probe": ("graphs", "probe", text.folder, "--model", "gpt2", *options),
+        "explain": ("explain", text.folder, "L0.N3", "--layers", 1, "--dry-run"),
+        "edit rewrite": ("edit", "rewrite", text.folder, "--from", "a", "--to", "b", *options),
+        "site": ("site", text.folder, tmp_path / "site", *options),
+    }
+    assert {words for words, one in commands().items() if {"neurons", "layers"} <= {p.name for p in one.params}} == {
+        *lines
+    }
+    for name, line in lines.items():
+        done = cli(*line)
+        neurons = "NEURONS" if name == "explain" else "--neurons"
+        assert (done.status, done.out) == (2, ""), name
+        assert (
+            done.err
+            == f"Error: {neurons} names single neurons, and --layers all of some layers: pass one of them, not both.\n"
+        )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images(cli: Cli) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel
 
+import actstore
 from actstore.display import terminal
 from actstore.engine.capture.api import RunOptions, capture
 from actstore.store.reader import Store
@@ -247,6 +248,46 @@ def test_what_is_not_one_token_is_said_as_the_tokenizer_cuts_it(
         assert f"Ask for the first, {offer}" in error
         assert offer in error
     assert "or ' jumps', which is one token" in cli(path, "--target", "jumps").err
+
+
+@pytest.fixture
+def spelled(tiny_model: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """A store in which the first word has its space 12 times of 13, the second always, and the third follows twice."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ids = {tokenizer.decode([i]): i for i in range(2, 400)}
+    words = [text for text in ids if text.isalpha() and f" {text}" in ids][:2]
+    words.append(next(text for text in ids if text.isalpha() and f" {text}" not in ids and not text.isascii()))
+    first, second, third = ([ids[word], ids.get(f" {word}", 0)] for word in words)
+    tokens = [5, first[0], *[6, first[1]] * 12, 7, *[second[1], 6] * 3, third[0], 6, third[0], 6]
+    rng = np.random.default_rng(0)
+    with actstore.CaptureBuilder(tmp_path / "spelled", model=str(tiny_model)) as builder:
+        arrays = {("mlp.post", n): rng.standard_normal((len(tokens), 24)).astype(np.float32) for n in range(2)}
+        builder.add(arrays, ids=tokens)
+    return tmp_path / "spelled", words
+
+
+def test_a_rare_spelling_is_said_to_be_one(
+    cli: Callable[..., Result], spelled: tuple[Path, list[str]], caplog: pytest.LogCaptureFixture
+) -> None:
+    path, (first, second, third) = spelled
+    rare = f"{first!r} follows 1 position of capture 'corpus', and {' ' + first!r} 12: name that spelling"
+    done = cli(path, "--target", first)
+    assert done.err.startswith(f"Warning: {rare}")
+    assert "mean over the 1 position it follows" in done.out
+    assert cli(path, "--target", f" {first}").err == ""
+    few = f"{third!r} follows 2 positions of capture 'corpus': its scores are means over no more than that."
+    done = cli(path, "--target", third, "--target", f" {first}", "--json")
+    assert done.err == f"Warning: {few}\n"
+    assert [target["tokens"] for target in done.json["targets"]] == [2, 12]
+    assert cli(path, "--target", first, "--everywhere").err == cli(path, "--target", first, "--at", "0:3").err == ""
+    refused = cli(path, "--target", second)
+    assert (
+        f"{second!r} follows no position of text that capture 'corpus' keeps. {' ' + second!r} follows 3."
+        in refused.err
+    )
+    with caplog.at_level("WARNING", logger="actstore"):
+        actstore.open(path).contributions(first)
+    assert [record.message.startswith(rare) for record in caplog.records] == [True]
 
 
 def test_without_transformers_tokenizers_and_the_model(

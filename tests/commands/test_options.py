@@ -57,6 +57,7 @@ OWN_WORDS = {
     "--method": "of selecting neurons, of building graphs, of rewriting",
     "--model": "any, or the folder that edits are taken out of",
     "--name": "of what is made, or which is read",
+    "--neurons": "alone, or in place of layers",
     "--output": "which file or folder",
     "--pattern": "of file names, or of answers",
     "--positions": "to be captured, to be read, or to be changed",

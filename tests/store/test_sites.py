@@ -124,6 +124,11 @@ def test_where_layers_are_not_blocks_a_hook_is_refused(planted_path: Any) -> Non
         ("stats S --site blocks.1.mlp.hook_post -k 3", "stats S -k 3 --site mlp.post --layers 1"),
         ("top S L1.N3 --site=blocks.1.mlp.hook_post", "top S L1.N3 --site mlp.post"),
         (
+            "export S --neurons l1.n3,L1.N5 --site blocks.1.mlp.hook_post",
+            "export S --neurons l1.n3,L1.N5 --site mlp.post",
+        ),
+        ("export S --neurons=L0.N3,L1.N5 --site blocks.1.mlp.hook_post", "layer 1, and the neurons are of layer 0"),
+        (
             "capture M C S --site blocks.0.hook_resid_pre --site blocks.2.hook_resid_pre",
             "capture M C S --site resid.pre --layers 0,2",
         ),

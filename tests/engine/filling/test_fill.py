@@ -74,6 +74,8 @@ def test_steps_make_what_one_call_makes(store: Path, whole: dict[str, object]) -
         actstore.finish(store)
     assert sorted(actstore.fill(store, worker=1, n_workers=2)) == list(range(n_blocks))
     assert actstore.fill(store) == ()
+    with pytest.raises(InvalidInputError, match="Expected a device such as cpu, cuda or cuda:1, found 'gpu'"):
+        actstore.fill(store, options=actstore.FillOptions(device="gpu"))  # also where nothing is left to do
     finished = actstore.finish(store)
     assert finished.is_complete
     assert written(store) == whole

@@ -377,8 +377,8 @@ def test_the_command_says_what_it_built(tmp_path: Path, windows: list[Any], caps
     with pytest.raises(InvalidInputError, match="already has graphs 'graphs'"):
         run(capsys, "build", path)
     (tmp_path / "out.txt").write_text("1\n2\n")
-    some = ["--name", "some", "--neurons", "L0.N4", "--layers", "1", "--leave-out", str(tmp_path / "out.txt")]
-    assert json.loads(run(capsys, "build", path, *some, "--gain", "-1", "--json"))["neurons"] == 4
+    some = ["--name", "some", "--layers", "1", "--leave-out", str(tmp_path / "out.txt")]
+    assert json.loads(run(capsys, "build", path, *some, "--gain", "-1", "--json"))["neurons"] == 3
     record = Graphs(Store(path), "some").record
     assert (record.settings["gain"], record.settings["leave_out"]) == (-1, [1, 2])
     (tmp_path / "out.txt").write_text("one")

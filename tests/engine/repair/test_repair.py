@@ -465,6 +465,9 @@ def test_a_whole_store_is_not_written_to_and_an_owned_capture_is_left(copied: Ca
     paths = {path: path.stat().st_mtime_ns for path in store.rglob("*")}
     report = actstore.open(store).repair()
     assert (report.repaired, report.not_repaired, str(report)) == ((), (), "nothing was damaged")
+    for check in (actstore.open(store).repair, actstore.open(store).verify):
+        with pytest.raises(InvalidInputError, match="Expected a device such as cpu, cuda or cuda:1, found 'gpu'"):
+            check(device="gpu")  # although no model has to run
     assert {path: path.stat().st_mtime_ns for path in store.rglob("*")} == paths
     flip(store / IN_CAPTURE / "values/mlp.post/0/c/0/1")
     with own(Folder(store, read_only=False), "corpus"), pytest.raises(ReadOnlyError, match="being written by"):
