@@ -19,6 +19,7 @@ from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
 from actstore.display import terminal
 from actstore.display.reports import describe_store, print_json, print_store
 from actstore.store.capture.saturation import overflow_sentences
+from actstore.store.capture.standing import standing
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _check(captures: Sequence[Capture], workers: int | None, on: str, quiet: boo
 
 
 def _unfinished(captures: Sequence[Capture]) -> list[Capture]:
-    return [one for one in captures if not one.is_finished]
+    return [one for one in captures if standing(one).is_unfinished]
 
 
 def _describe(
@@ -171,8 +172,8 @@ def _print(
     checked = f"{terminal.plural(n_blocks, 'block')} of {terminal.plural(len(captures), 'capture')}"
     for one in _unfinished(captures):
         terminal.out.print(
-            f"capture {one.record.name!r}: unfinished, {len(one.blocks):,} of {one.record.plan.n_blocks:,} blocks "
-            "are written; --resume continues",
+            f"capture {one.record.name!r}: unfinished, {len(one.blocks):,} of {one.record.plan.n_blocks:,} blocks are written; "
+            + ("`actstore finish` ends it" if one.is_complete else "`actstore fill`, or --resume, continues"),
             soft_wrap=True,
             markup=False,
         )

@@ -110,7 +110,7 @@ def describe_model(spec: ModelSpec) -> dict[str, Any]:
 
 def describe_store(store: Store) -> dict[str, Any]:
     """What `info` prints."""
-    captures, reasons = store.read_captures()
+    captures, errors = store.read_captures()
     nbytes = _sizes(store)
     described = {
         name: _describe_capture(capture) | {"bytes": None if nbytes is None else nbytes[name]}
@@ -125,7 +125,7 @@ def describe_store(store: Store) -> dict[str, Any]:
         "neurons": sum(layer.neurons for layer in model.layers),
         "bytes": None if nbytes is None else nbytes[""],
         "captures": described,
-        "damaged": reasons,
+        "damaged": {name: str(error) for name, error in errors.items()},
     }
 
 
@@ -158,6 +158,7 @@ def _describe_capture(capture: Capture) -> dict[str, Any]:
         "part": capture.record.part,
         "images": capture.record.of_images,
         "blocks": {"planned": plan.n_blocks, "committed": len(capture.blocks)},
+        "finished": capture.is_finished,
         "checked": capture.record.is_checked,
         # Of what is not finished all statistics would have to be added up.
         "overflow": {
@@ -192,7 +193,9 @@ def _with_order(site: str, description: dict[str, Any]) -> str:
 def state_of(description: dict[str, Any]) -> str:
     """How far a capture is filled."""
     planned, committed = (description["blocks"][name] for name in ("planned", "committed"))
-    return "complete" if planned == committed else f"{committed:,} of {planned:,} blocks"
+    if planned == committed:
+        return "complete" if description["finished"] else "filled, not finished"
+    return f"{committed:,} of {planned:,} blocks"
 
 
 def _size(nbytes: int | None) -> str:

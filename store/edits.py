@@ -205,7 +205,7 @@ def read_record(folder: Folder, name: str | None = None) -> EditRecord:
     if name not in (None, record.name):
         foreign = f"the record of another edit, {record.name!r}"
     if foreign is not None:
-        raise FormatError(f"{folder}/{key} is {foreign}. Make the edit again, or restore it from a copy.")
+        raise FormatError(f"{folder}/{key} is {foreign}.", "Make the edit again, or restore it from a copy.")
     return record
 
 
@@ -235,7 +235,7 @@ def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
     key = _key(name, DELTA)
     data = bytes(folder.read(key))
     if (len(data), checksum(data)) != tuple(record.files.get(DELTA, ())):
-        raise FormatError(f"{folder}/{key} is damaged: it is not what edit.json says. Make the edit again.")
+        raise FormatError(f"{folder}/{key} is damaged: it is not what edit.json says.", "Make the edit again.")
     try:
         tensors = load(data)
         pairs = {
@@ -243,17 +243,20 @@ def read_edit(folder: Folder | str | Path, name: str | None = None) -> Edit:
             for rows in record.rows
         }
     except KeyError as error:
-        raise FormatError(f"{folder}/{key} lacks the tensor {error}. Make the edit again.") from None
+        raise FormatError(f"{folder}/{key} lacks the tensor {error}.", "Make the edit again.") from None
     except (SafetensorError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{folder}/{key} is damaged: {' '.join(str(error).split())}. Make the edit again.") from None
+        raise FormatError(
+            f"{folder}/{key} is damaged: {' '.join(str(error).split())}.", "Make the edit again."
+        ) from None
     for rows in record.rows:
         shapes = [tuple(side.shape) for side in pairs[rows.layer]]
         dtypes = {str(side.dtype).removeprefix("torch.") for side in pairs[rows.layer]}
         is_pair = shapes[0] == shapes[1] and len(shapes[0]) == 2 and dtypes == {record.dtype}
         if not is_pair or shapes[0][0] != len(rows.neurons):
             raise FormatError(
-                f"{folder}/{key} is damaged: the rows of layer {rows.layer} are {shapes[0]} and {shapes[1]} {min(dtypes)}, "
-                f"expected those of {len(rows.neurons)} neurons in {record.dtype}. Make the edit again."
+                f"{folder}/{key} is damaged: the rows of layer {rows.layer} are {shapes[0]} and {shapes[1]} "
+                f"{min(dtypes)}, expected those of {len(rows.neurons)} neurons in {record.dtype}.",
+                "Make the edit again.",
             )
     return Edit(record, pairs)
 

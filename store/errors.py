@@ -17,6 +17,10 @@ Each message says what was expected, what was found, where, and what to do.
 from __future__ import annotations
 
 import errno
+from typing import Final
+
+FIND_DAMAGE: Final = "Run `store.verify()` to find every damage."
+"""What a reader of damaged bytes advises, where nothing more is known."""
 
 
 class ActstoreError(Exception):
@@ -62,7 +66,32 @@ class ServerError(ActstoreError, OSError):
 
 
 class FormatError(ActstoreError):
-    """Bytes on disk that contradict their records, or a store of a newer format."""
+    """Bytes on disk that contradict their records, or a store of a newer format.
+
+    What was `found` and the `advice` to a reader are apart: `verify` and `repair`, which list what was found, give their own.
+    """
+
+    def __init__(self, found: str, advice: str = "") -> None:
+        """Both in sentences; `advice` is empty where there is none, or none but for this very error."""
+        super().__init__(found, *([advice] if advice else []))
+
+    def __str__(self) -> str:
+        return " ".join(map(str, self.args))
+
+    @property
+    def found(self) -> str:
+        """The message without the advice."""
+        return str(self.args[0])
+
+    @property
+    def advice(self) -> str:
+        """What a reader may do."""
+        return str(self.args[1]) if len(self.args) > 1 else ""
+
+
+def finding(error: BaseException) -> str:
+    """What an error says was found, as a phrase: without a full stop, and without advice where it has that apart."""
+    return (error.found if isinstance(error, FormatError) else str(error)).rstrip(".")
 
 
 class CaptureError(ActstoreError):

@@ -11,16 +11,17 @@ from __future__ import annotations
 import re
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 from actstore.store.capture.commits import damaged_files
 from actstore.store.capture.committed import damaged_index
 from actstore.store.capture.record import read_capture
+from actstore.store.capture.standing import standing
 from actstore.store.capture.unchecked import write_verified
 from actstore.store.damage import Damage
 from actstore.store.edits import RECORD, edit_names
 from actstore.store.edits import read_record as read_edit_record
-from actstore.store.errors import FormatError, NotFoundError, UnlistableError
+from actstore.store.errors import FormatError, NotFoundError, UnlistableError, finding
 from actstore.store.explanations.files import damaged_files as damaged_explanations
 from actstore.store.explanations.record import RECORD as SET_RECORD
 from actstore.store.files.checksums import verify_checksums
@@ -33,7 +34,6 @@ from actstore.store.layout import (
     edits_key,
     graphs_key,
     names_key,
-    statistics_key,
     table_key,
     weights_key,
 )
@@ -62,9 +62,6 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-_MOST_NAMED: Final = 1000
-"""The maximum number of blocks without a commit record that are named one by one."""
 
 
 def reading_once(location: str | Path | Folder) -> Folder:
@@ -128,10 +125,7 @@ def _check_block(captures: tuple[Capture, ...], item: _Block) -> CheckedBlock:
 def _join(capture: Capture, blocks: BlockPass, damage: list[Damage]) -> list[Damage]:
     """The damage of a capture's blocks, that of its other parts, and what shows only beside both."""
     name, folder = capture.record.name, capture.folder
-    # Statistics and the table of neurons are written when every block is committed: from then on, none may lack its record.
-    results = (table_key(name, "neurons"), f"{statistics_key(name, 'tokens', 'by_label')}/zarr.json")
-    if any(is_readable(folder, key) for key in results):
-        damage += _missing_blocks(capture)
+    damage += standing(capture).lost
     for key, check in PARTS.items():
         damage += [_damage(name, None, *found) for found in guarded(key, partial(check, capture, blocks))]
     if not damage:  # the index follows from blocks and plan: what is wrong with them shows in it too
@@ -141,30 +135,21 @@ def _join(capture: Capture, blocks: BlockPass, damage: list[Damage]) -> list[Dam
     return damage
 
 
-def _missing_blocks(capture: Capture) -> Iterator[Damage]:
-    """Planned blocks without a commit record; at most `_MOST_NAMED` of them are named."""
-    committed = set(capture.blocks)
-    n_missing = capture.record.plan.n_blocks - len(committed)
-    unwritten = (block for block in range(capture.record.plan.n_blocks) if block not in committed)
-    for n_named, block in enumerate(islice(unwritten, min(n_missing, _MOST_NAMED + 1))):
-        what = "missing" if n_named < _MOST_NAMED else f"missing, as are others from there on: {n_missing:,} in all"
-        yield _damage(capture.record.name, block, f"blocks/{block}.json", what)
-
-
 def open_captures(store: Captures, name: str | None = None) -> tuple[list[Capture], list[Damage]]:
     """The captures to be verified, of all or of one name, and those that cannot be: damaged, lost, or from elsewhere.
 
     `NotFoundError` where there is none of that name.
     """
     if name is None:
-        captures, reasons = store.read_captures()
+        captures, errors = store.read_captures()
     else:
-        captures, reasons = {}, {}
+        captures, errors = {}, {}
         try:
             captures[name] = store.peek(name)
         except FormatError as error:
-            reasons[name] = str(error)
-    return [*captures.values()], [Damage(one, None, None, None, "zarr.json", what) for one, what in reasons.items()]
+            errors[name] = error
+    damage = [Damage(one, None, None, None, "zarr.json", finding(error)) for one, error in errors.items()]
+    return [*captures.values()], damage
 
 
 def record_verified(capture: Capture, damage: Iterable[Damage]) -> None:
@@ -191,7 +176,7 @@ def verify_root(folder: Folder) -> list[Damage]:
     checks |= {weights_key(part): partial(_check_weights, folder, part) for part in parts}
     for name in edit_names(folder):
         checks[edits_key(name, "edit.json")] = partial(_check_edit, folder, name)
-    damage = [Damage(None, None, None, None, weights_key(part), "missing; restore it from a copy") for part in missing]
+    damage = [Damage(None, None, None, None, weights_key(part), "missing") for part in missing]
     for kind in KINDS:
         damage += [Damage(None, None, None, None, *found) for found in _unlisted(folder, kind)]
     for key, check in checks.items():
@@ -219,7 +204,7 @@ def _unlisted(folder: Folder, kind: str) -> Iterator[tuple[str, str]]:
     try:
         names = unlisted_names(folder, kind)
     except FormatError as error:
-        yield names_key(kind), str(error)
+        yield names_key(kind), finding(error)
         return
     except (UnlistableError, PermissionError):
         return  # there is nothing to compare it with
@@ -246,7 +231,7 @@ def _complaint(key: str, *checks: Callable[[], object] | None) -> Iterator[tuple
         for check in filter(None, checks):
             check()
     except (FormatError, NotFoundError, ValueError) as error:
-        yield key, str(error)
+        yield key, finding(error)
 
 
 def _check_vocabulary(folder: Folder) -> None:
@@ -260,7 +245,8 @@ def _check_vocabulary(folder: Folder) -> None:
         if record is not None and record.plan.tokenizer_fingerprint not in ("", fingerprint):
             raise FormatError(
                 f"it is of another tokenizer (fingerprint {fingerprint[:12]}…) than the one of capture {name!r} (fingerprint "
-                f"{record.plan.tokenizer_fingerprint[:12]}…); restore it from a copy"
+                f"{record.plan.tokenizer_fingerprint[:12]}…).",
+                "Restore it from a copy.",
             )
 
 
@@ -271,7 +257,7 @@ def _check_weights(folder: Folder, part: str) -> None:
 def _check_edit(folder: Folder, name: str) -> None:
     files = read_edit_record(folder, name).files
     for file, what in damaged_files(folder, f"edits/{name}", files):
-        raise FormatError(f"{file}: {what}; make the edit again")
+        raise FormatError(f"{file}: {what}.", "Make the edit again.")
 
 
 def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str], list[Damage]]:
@@ -284,7 +270,7 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
         try:
             record = read_record(folder, name)
         except FormatError as error:
-            found = [("graph.json", str(error))]
+            found = [("graph.json", finding(error))]
         else:
             if record is None and _is_unfinished(folder, name):
                 continue
@@ -296,7 +282,7 @@ def verify_graphs(folder: Folder, capture: str | None = None) -> tuple[list[str]
                 try:
                     check_belongs(folder, record, root)
                 except FormatError as error:
-                    found.append(("graph.json", str(error)))
+                    found.append(("graph.json", finding(error)))
         names.append(name)
         damage += [Damage(None, None, None, None, graphs_key(name, file), what, name) for file, what in found]
     return names, damage

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store.capture.commits import ShardsDigest, checked_files, read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, finding
 from actstore.store.files.block_arrays import block_arrays
 from actstore.store.files.bundles.reader import damaged_bundle
 from actstore.store.files.shards import Shard, shard_seed
@@ -49,7 +49,7 @@ def check_block(folder: Folder, record: CaptureRecord, block: int) -> CheckedBlo
     try:
         commit = read_commit(folder, record, block)
     except FormatError as error:
-        return CheckedBlock([(commit_key(record.name, block).removeprefix(f"{prefix}/"), str(error))])
+        return CheckedBlock([(commit_key(record.name, block).removeprefix(f"{prefix}/"), finding(error))])
     if record.bundled and (what := damaged_bundle(folder, record, block, [*commit.shards])) is not None:
         return CheckedBlock([(bundle_key(record.name, block).removeprefix(f"{prefix}/"), what)], commit)
     statistics = block_statistics_key(record.name, block).removeprefix(f"{prefix}/")
@@ -73,7 +73,7 @@ def _misplaced(spec: BlockArraySpec, block: int, key: str, source: Source) -> li
     try:
         Shard(source, spec.grid, spec.dtype, shard_key(spec.key, block), seed).row(0)
     except FormatError as error:
-        return [(key, str(error))]
+        return [(key, finding(error))]
     except Exception as error:
         return [(key, unforeseen(error))]
     return []
@@ -142,7 +142,7 @@ class BlockPass:
         except (FormatError, NotFoundError, ValueError) as error:
             self._total = None
             if checked.is_whole:
-                self.unreadable = key, str(error)
+                self.unreadable = key, finding(error)
             return
         self._n_added += 1
         if block + 1 == self._n_added == self._covered and _digest(self._total) != self._checkpoint:
@@ -161,7 +161,7 @@ class BlockPass:
         except NotFoundError:
             pass
         except FormatError as error:
-            self.checkpoint_fault = str(error)
+            self.checkpoint_fault = finding(error)
 
 
 def _digest(statistics: CaptureStatistics) -> bytes:

@@ -13,10 +13,11 @@ from actstore.store.capture.statistics.exemplars import exemplar_rows, has_exemp
 from actstore.store.capture.statistics.neuron_table import neuron_table
 from actstore.store.capture.tables import open_capture_table
 from actstore.store.capture.workers.numerics import read_numerics
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, finding
 from actstore.store.files.arrays import BlockArray, other_blocks
 from actstore.store.files.block_arrays import block_arrays
-from actstore.store.layout import capture_key
+from actstore.store.layout import capture_key, table_key
+from actstore.store.storage.listing import is_readable
 from actstore.store.verify_blocks import BlockPass, unforeseen
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def _metadata(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
         try:
             array = BlockArray(capture.folder, spec.key)
         except (FormatError, NotFoundError) as error:
-            yield key, str(error)
+            yield key, finding(error)
             continue
         if (what := other_blocks(array, spec)) is not None:
             yield key, what
@@ -57,7 +58,7 @@ def _plan(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
         if found != expected:
             yield "plan", f"fingerprint {found[:12]}…, expected {expected[:12]}…"
     except (FormatError, NotFoundError, ValueError, IndexError, OSError, RuntimeError) as error:
-        yield "plan", str(error)
+        yield "plan", finding(error)
 
 
 def _patches(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
@@ -79,7 +80,7 @@ def _requests(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
         try:
             read_requests(capture.folder, capture.record.name, capture.record.plan_files.get("requests.arrow", ""))
         except FormatError as error:
-            yield "requests.arrow", str(error)
+            yield "requests.arrow", finding(error)
 
 
 def _answers(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
@@ -102,7 +103,9 @@ def _statistics(capture: Capture, blocks: BlockPass) -> Iterator[tuple[str, str]
     if blocks.unreadable is not None:
         yield blocks.unreadable
     total = blocks.total
-    if total is None or not capture.is_finished:
+    if total is None or not (
+        capture.is_finished and is_readable(capture.folder, table_key(capture.record.name, "neurons"))
+    ):
         return  # a block is reported, by its checksum; or there is nothing yet but the blocks and a checkpoint
     folder, record = capture.folder, capture.record
     try:
@@ -115,7 +118,7 @@ def _statistics(capture: Capture, blocks: BlockPass) -> Iterator[tuple[str, str]
         if not known or not table.equals(expected.select(known)):
             yield "neurons.parquet", "not what the statistics say"
     except (FormatError, NotFoundError, ValueError, OSError, RuntimeError) as error:
-        yield "statistics", str(error)
+        yield "statistics", finding(error)
 
 
 def _exemplars(capture: Capture, blocks: BlockPass) -> Iterator[tuple[str, str]]:
@@ -133,8 +136,8 @@ def _exemplars(capture: Capture, blocks: BlockPass) -> Iterator[tuple[str, str]]
     except NotFoundError:
         return  # of an earlier version; or the plan lacks a file, which is reported
     except FormatError as error:
-        if "exemplars.parquet" in str(error):  # what else is damaged is reported where it is
-            yield "exemplars.parquet", str(error)
+        if "exemplars.parquet" in error.found:  # what else is damaged is reported where it is
+            yield "exemplars.parquet", finding(error)
 
 
 def _numerics(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:

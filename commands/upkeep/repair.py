@@ -67,6 +67,7 @@ def repair(
                 "ok": report.is_whole,
                 "repaired": _describe(report.repaired),
                 "not_repaired": _describe(report.not_repaired),
+                "finished": report.finished,
             }
         )
     else:
@@ -74,6 +75,10 @@ def repair(
             terminal.out.print(f"repaired: {one}", soft_wrap=True, markup=False)
         for one in report.not_repaired:
             terminal.out.print(f"not repaired: {one}", style="red", soft_wrap=True, markup=False)
+        for name in report.finished:
+            terminal.out.print(
+                f"finished: capture {name!r}, every block of which was written", soft_wrap=True, markup=False
+            )
         n = len(report.repaired) + len(report.not_repaired)
         counts = (
             f"{len(report.repaired)} of {terminal.plural(n, 'damaged part')} repaired" if n else "nothing is damaged"

@@ -101,9 +101,10 @@ class AttributionFiller:
             ids = plan.inputs[starts[row] : starts[row + 1]]
             position = int(plan.position[row])
             by_site, probabilities = self._run_prompt(ids, document, position)
-            window = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
-            for layer, of_layer in read_scales(self._model, {"input_ids": window}, scales).items():
-                scales[layer][0, row] = of_layer[0, position]
+            if scales:
+                window = torch.from_numpy(ids.astype(np.int64))[None].to(self._model.device)
+                for layer, of_layer in read_scales(self._model, {"input_ids": window}, scales).items():
+                    scales[layer][0, row] = of_layer[0, position]
             for site, by_layer in by_site.items():
                 for layer, vector in by_layer.items():
                     values[site, layer][row] = vector

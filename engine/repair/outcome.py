@@ -44,6 +44,8 @@ class RepairReport:
 
     repaired: tuple[Outcome, ...]
     not_repaired: tuple[Outcome, ...]
+    finished: tuple[str, ...] = ()
+    """Captures that lacked the last step alone, which was taken: nothing of them was damaged."""
 
     @property
     def is_whole(self) -> bool:
@@ -51,6 +53,7 @@ class RepairReport:
         return not self.not_repaired
 
     def __str__(self) -> str:
-        """One line per damage."""
+        """One line per damage, and per capture that was finished."""
         lines = [f"repaired: {one}" for one in self.repaired] + [f"not repaired: {one}" for one in self.not_repaired]
+        lines += [f"finished: capture {name!r}, every block of which was written" for name in self.finished]
         return "\n".join(lines) or "nothing was damaged"

@@ -6,6 +6,7 @@ from collections import defaultdict
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from actstore.engine.capture.steps.finish import finish_capture
 from actstore.engine.devices.device import check_device
 from actstore.engine.repair.blocks import refill
 from actstore.engine.repair.finished import add_up, write_checkpoint, write_metadata
@@ -15,19 +16,20 @@ from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
 from actstore.engine.repair.scratch import clear_leftovers, leftovers
 from actstore.store.capture.committed import complete_index
+from actstore.store.capture.standing import standing
 from actstore.store.capture.statistics.capture_statistics import is_finished
-from actstore.store.damage import Damage
 from actstore.store.errors import ActstoreError, CaptureError
 from actstore.store.files.names import KINDS, write_names
 from actstore.store.layout import committed_key, folded_statistics_key, names_key
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
-from actstore.store.storage.listing import is_readable
 from actstore.store.storage.lock import own, own_root
 from actstore.store.verify import open_captures, verify_capture, verify_graphs, verify_root
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from actstore.store.damage import Damage
 
 _ROUNDS: Final = 8
 """What hides behind a damage shows when that is repaired: metadata, blocks, statistics, tables."""
@@ -63,7 +65,7 @@ def repair_store(
     options = options or RepairOptions()
     check_device(options.device)
     folder = Folder(location, read_only=False)
-    outcomes = repair_reorder(folder, capture)
+    outcomes, finished = repair_reorder(folder, capture), list[str]()
     opened = Store(folder)
     captures, unreadable = open_captures(opened, capture)
     outcomes += [Outcome(one, False, _REASONS["zarr.json"]) for one in unreadable]
@@ -73,12 +75,15 @@ def repair_store(
             outcomes += _repair_root(opened, model)
         for name in (one.record.name for one in captures):
             progress(f"capture {name!r}")
-            outcomes += _CaptureRepair(folder, name, model).run()
+            outcomes += (repair := _CaptureRepair(folder, name, model)).run()
+            finished += [name] * repair.has_finished
     progress("graphs")
     for damage in verify_graphs(folder, capture)[1]:
         outcomes.append(Outcome(damage, False, f"build the graphs {damage.graphs!r} again"))
     return RepairReport(
-        tuple(one for one in outcomes if one.is_repaired), tuple(one for one in outcomes if not one.is_repaired)
+        tuple(one for one in outcomes if one.is_repaired),
+        tuple(one for one in outcomes if not one.is_repaired),
+        tuple(finished),
     )
 
 
@@ -140,16 +145,20 @@ def _with_model(
 
 
 class _CaptureRepair:
-    """Repairs one capture, in rounds: each verifies it and repairs what it finds."""
+    """Repairs one capture, in rounds: each verifies it and repairs what it finds.
+
+    One that lacks nothing but the last step is finished, as where a repair was killed that had to write the sums again.
+    """
 
     def __init__(self, folder: Folder, name: str, model: RepairModel) -> None:
+        self.has_finished = False
         self._folder, self._name, self._model = folder, name, model
         self._tried: dict[tuple[int | None, str], Outcome] = {}
 
     def run(self) -> list[Outcome]:
         """What was done; nothing is written, and the capture not owned, where nothing is damaged."""
         capture = self._open()
-        if not self._damage(capture) and not leftovers(self._folder, self._name):
+        if not self._damage(capture) and not leftovers(self._folder, self._name) and not self._is_filled(capture):
             return []
         with own(self._folder, self._name):
             clear_leftovers(self._folder, self._name)
@@ -160,7 +169,11 @@ class _CaptureRepair:
                     break
                 for outcome in self._repair(capture, fresh):
                     self._tried[outcome.damage.block, outcome.damage.key] = outcome
-            left = {(one.block, one.key): one for one in self._damage(self._open())}
+            capture = self._open()
+            left = {(one.block, one.key): one for one in self._damage(capture)}
+            if not left and self._is_filled(capture):
+                finish_capture(self._folder, capture.record)
+                self.has_finished = True
         # `verify` names a limited number of missing blocks; the others come up when those are there.
         later = [Outcome(one, False, "run `store.repair()` again") for at, one in left.items() if at not in self._tried]
         return later + [
@@ -174,19 +187,12 @@ class _CaptureRepair:
         return Store(self._folder).peek(self._name)
 
     def _damage(self, capture: Capture) -> list[Damage]:
-        damage = verify_capture(capture)
-        if not damage and len(capture.blocks) == capture.record.plan.n_blocks and not self._is_finished(capture):
-            return [Damage(self._name, None, None, None, "neurons.parquet", "missing, with every block written")]
-        # Captures of earlier versions have none, and are whole; a kill may have come before it.
-        if not damage and capture.record.is_checked and capture.is_finished:
-            index = committed_key(self._name)
-            if not is_readable(self._folder, index):
-                short = index.rpartition("/")[2]
-                return [Damage(self._name, None, None, None, short, "missing, with every block written")]
-        return damage
+        return verify_capture(capture)
 
-    def _is_finished(self, capture: Capture) -> bool:
-        return is_finished(self._folder, capture.record)
+    def _is_filled(self, capture: Capture) -> bool:
+        """Whether every block of a capture is committed, and it was never finished."""
+        found = standing(capture)
+        return found.is_filled and found.is_unfinished
 
     def _repair(self, capture: Capture, damage: list[Damage]) -> list[Outcome]:
         """Repair the first kind of damage that others may hide behind, or follow from."""
@@ -208,7 +214,7 @@ class _CaptureRepair:
             add_up(capture)
             return [Outcome(one, True, _ADDED_UP) for one in results]
         index = [one for one in damage if committed_key(self._name).endswith(f"/{one.key}")]
-        if index and self._is_finished(capture):
+        if index and is_finished(self._folder, capture.record):
             self._folder.delete(committed_key(self._name))
             complete_index(self._folder, capture.record)
             return [Outcome(one, True, "written again from the commit records") for one in index]

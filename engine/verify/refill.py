@@ -18,7 +18,7 @@ from actstore.store import layout
 from actstore.store.capture.overflow import saturate
 from actstore.store.capture.questions.answers import has_attributions
 from actstore.store.damage import Damage
-from actstore.store.errors import FormatError, InvalidInputError
+from actstore.store.errors import FormatError, InvalidInputError, finding
 from actstore.store.tokens import check_made_by_model, is_made_by_model
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _compare(
                 try:
                     difference = _difference(capture, computed, site, layer, block)
                 except FormatError as error:
-                    damage.append(Damage(record.name, block, site, layer, "values", str(error)))
+                    damage.append(Damage(record.name, block, site, layer, "values", finding(error)))
                     continue
                 largest = max(largest, difference)
                 if not difference <= TOLERANCES[record.dtype]:
@@ -118,7 +118,7 @@ def _compare(
             try:
                 difference = _scale_difference(capture, np.asarray(computed[key])[0], layer, block)
             except FormatError as error:
-                damage.append(Damage(record.name, block, layout.WRITE_SCALE, layer, "write_scale", str(error)))
+                damage.append(Damage(record.name, block, layout.WRITE_SCALE, layer, "write_scale", finding(error)))
                 continue
             largest = max(largest, difference)
             if not difference <= TOLERANCES[record.dtype]:

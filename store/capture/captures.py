@@ -55,14 +55,14 @@ class Captures(Root):
                     self._reported.add(name)
         return tuple(names)
 
-    def read_captures(self) -> tuple[dict[str, Capture], dict[str, str]]:
-        """All captures by name, and of those whose record cannot be read the reason; each record is read once."""
+    def read_captures(self) -> tuple[dict[str, Capture], dict[str, FormatError]]:
+        """All captures by name, and of those whose record cannot be read the error; each record is read once."""
         captures, reasons = {}, {}
         for name in self._names():
             try:
                 record = self._record(name)
             except FormatError as error:
-                reasons[name] = str(error)
+                reasons[name] = error
             else:
                 if record is not None:
                     captures[name] = self._open(name, record)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from actstore.store.capture.identity import check_commit
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FIND_DAMAGE, FormatError, NotFoundError, finding
 from actstore.store.files.bundles.reader import find_bundles
 from actstore.store.files.records import CommitRecord
 from actstore.store.files.shards import source_checksum
@@ -44,7 +44,7 @@ def parse_commit(folder: Folder, capture: CaptureRecord, block: int, value: Any)
     record = CommitRecord.from_json(value, where)
     if record.block != block or record.with_checksum().checksum != record.checksum:
         raise FormatError(
-            f"{where} is damaged: its checksum does not match. `store.repair()` computes the block again."
+            f"{where} is damaged: its checksum does not match.", "`store.repair()` computes the block again."
         )
     check_commit(folder, record, capture)
     return record
@@ -112,7 +112,7 @@ def read_file(folder: Folder, capture: CaptureRecord, block: int, key: str) -> b
     shards = read_commit(folder, capture, block).shards
     for _, source, what in checked_files(folder, prefix, {short: shards[short]} if short in shards else {}):
         if source is None:
-            raise FormatError(f"{folder}/{key} is damaged: {what}. Run `store.verify()` to find every damage.")
+            raise FormatError(f"{folder}/{key} is damaged: {what}.", FIND_DAMAGE)
         return bytes(source.read(0, source.nbytes))
     return folder.read(key)
 
@@ -130,7 +130,7 @@ def checked_files(
         try:
             source = folder.source(f"{prefix}/{key}", tail=None)
         except (NotFoundError, FormatError) as error:  # a FormatError is of the bundle that it lies in
-            yield key, None, "missing" if isinstance(error, NotFoundError) else str(error)
+            yield key, None, "missing" if isinstance(error, NotFoundError) else finding(error)
             continue
         if source.nbytes != nbytes:
             yield key, None, f"{source.nbytes} bytes, expected {nbytes}"

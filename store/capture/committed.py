@@ -15,7 +15,7 @@ import numpy as np
 
 from actstore.store.capture.commits import committed_blocks, digest_shards
 from actstore.store.capture.plan import Plan
-from actstore.store.errors import FormatError, NotFoundError, UnlistableError
+from actstore.store.errors import FormatError, NotFoundError, UnlistableError, finding
 from actstore.store.files.bundles.reader import find_bundles
 from actstore.store.files.names import write_names
 from actstore.store.files.records import Record, verify_checksum, with_checksum
@@ -87,9 +87,11 @@ def read_committed(folder: Folder, record: CaptureRecord) -> Committed | None:
     if "checksum" not in value or of_capture != (
         committed.capture, committed.identity, committed.plan, len(committed.slots),
     ):  # fmt: skip
-        raise FormatError(f"{where} is not the index of this capture, but of another. Run `store.repair()`.")
+        raise FormatError(f"{where} is not the index of this capture, but of another.", "Run `store.repair()`.")
     if not all(0 <= n <= plan.block_slots for n in committed.slots) or sum(committed.slots) != plan.n_tokens:
-        raise FormatError(f"{where} is damaged: its blocks do not hold the tokens of the plan. Run `store.repair()`.")
+        raise FormatError(
+            f"{where} is damaged: its blocks do not hold the tokens of the plan.", "Run `store.repair()`."
+        )
     return committed
 
 
@@ -99,21 +101,21 @@ def find_blocks(folder: Folder, record: CaptureRecord) -> tuple[tuple[int, ...],
     `FormatError` where they can be had neither way. From then on, `folder` finds the files of the blocks.
     """
     find_bundles(folder, record)
-    n_blocks, damage = record.plan.n_blocks, ""
+    n_blocks = record.plan.n_blocks
+    damage: FormatError | None = None
     if folder.local_path() is None:
         try:
             if (committed := read_committed(folder, record)) is not None:
                 return tuple(range(n_blocks)), committed
         except FormatError as error:
-            damage = str(error)
+            damage = error
     try:
         return tuple(b for b in committed_blocks(folder, record.name) if b < n_blocks), None
     except (UnlistableError, PermissionError):
-        raise FormatError(
-            damage
-            or f"The blocks of capture {record.name!r} of {folder} cannot be listed there, and it has no committed.json that "
-            "names them: it is unfinished, or an earlier version of actstore wrote it. Finish it with `resume=True` where it "
-            "can be written."
+        raise damage or FormatError(
+            f"The blocks of capture {record.name!r} of {folder} cannot be listed there, and it has no committed.json that "
+            "names them: it is unfinished, or an earlier version of actstore wrote it.",
+            "Finish it with `resume=True` where it can be written.",
         ) from None
 
 
@@ -127,6 +129,6 @@ def damaged_index(folder: Folder, record: CaptureRecord, shards: str = "") -> It
         if committed is not None and committed != _expected(folder, record, shards):
             yield "committed.json", "not what the commit records and the plan say"
     except FormatError as error:
-        yield "committed.json", str(error)
+        yield "committed.json", finding(error)
     except NotFoundError:  # of a commit record
         yield "committed.json", "says that every block is committed, and a commit record is missing"

@@ -25,14 +25,14 @@ def check_belongs(folder: Folder, record: CaptureRecord, root: RootRecord) -> No
     if record.model_fingerprint != root.model.fingerprint:
         raise FormatError(
             f"{where} is a capture of another model (fingerprint {record.model_fingerprint[:_SHOWN]}…) than that of the "
-            f"store, {root.model.name} (fingerprint {root.model.fingerprint[:_SHOWN]}…). Restore the capture, or the store's "
-            "zarr.json, from a copy."
+            f"store, {root.model.name} (fingerprint {root.model.fingerprint[:_SHOWN]}…).",
+            "Restore the capture, or the store's zarr.json, from a copy.",
         )
     if record.root and record.root != root.id:
         raise FormatError(
             f"{where} was captured into another store (root {record.root[:_SHOWN]}…) than the one it lies in (root "
-            f"{root.id[:_SHOWN] or 'of an earlier version, without an id'}…). Restore the capture, or the store's zarr.json, "
-            "from a copy."
+            f"{root.id[:_SHOWN] or 'of an earlier version, without an id'}…).",
+            "Restore the capture, or the store's zarr.json, from a copy.",
         )
 
 
@@ -50,6 +50,6 @@ def check_commit(folder: Folder, commit: CommitRecord, capture: CaptureRecord) -
         if of_commit != of_capture and (of_commit or capture.identity):
             raise FormatError(
                 f"{folder}/{commit_key(capture.name, commit.block)} belongs to another capture: its {name} is "
-                f"{of_commit[:_SHOWN] or 'not said'}, expected {of_capture[:_SHOWN] or 'none'}. Restore the block from a copy, "
-                "or delete this record and resume the capture with `resume=True`."
+                f"{of_commit[:_SHOWN] or 'not said'}, expected {of_capture[:_SHOWN] or 'none'}.",
+                "Restore the block from a copy, or delete this record and resume the capture with `resume=True`.",
             )

@@ -29,16 +29,17 @@ def read_capture(folder: Folder, name: str) -> CaptureRecord | None:
         if value is None:
             prefix = f"{folder}/{layout.capture_key(name)}"
             raise FormatError(
-                f"{prefix}/zarr.json {what}, and {part.removeprefix(layout.capture_key(name))[1:]} is there: the record of "
-                f"capture {name!r} is lost. Restore it from a copy, or delete {prefix} to discard the capture."
+                f"{prefix}/zarr.json {what}, and {part.removeprefix(layout.capture_key(name))[1:]} is there: the record "
+                f"of capture {name!r} is lost.",
+                f"Restore it from a copy, or delete {prefix} to discard the capture.",
             )
     if isinstance(value, dict):
         verify_checksum(value, f"{folder}/{key}")
     record = CaptureRecord.from_json(value, f"{folder}/{key}")
     if record.name != name:
         raise FormatError(
-            f"{folder}/{key} is the record of a capture {record.name!r}, which lies in the folder of {name!r}. Rename the "
-            f"folder to {record.name!r}, or restore it from a copy."
+            f"{folder}/{key} is the record of a capture {record.name!r}, which lies in the folder of {name!r}.",
+            f"Rename the folder to {record.name!r}, or restore it from a copy.",
         )
     find_bundles(folder, record)
     return record

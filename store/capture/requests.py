@@ -99,7 +99,8 @@ def parse_requests(folder: Folder, capture: str, data: bytes, digest: str = "") 
 def _unreadable(folder: Folder, capture: str, what: str) -> FormatError:
     reason = " ".join(what.split()).rstrip(".")
     return FormatError(
-        f"{folder}/{requests_key(capture)} is damaged or missing: {reason}. Restore it from a copy, or make the probes again."
+        f"{folder}/{requests_key(capture)} is damaged or missing: {reason}.",
+        "Restore it from a copy, or make the probes again.",
     )
 
 

@@ -44,7 +44,7 @@ def check_shard(folder: Folder, record: CaptureRecord, spec: BlockArraySpec, blo
         if short in commit.shards:
             damage = [*damaged_files(folder, prefix, {short: commit.shards[short]})]
         for _, what in damage:
-            raise FormatError(f"{spec.title}, block {block}: {folder}/{key} is damaged: {what}. {WHAT_TO_DO}")
+            raise FormatError(f"{spec.title}, block {block}: {folder}/{key} is damaged: {what}.", WHAT_TO_DO)
     checked.add(key)
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from actstore.store.capture.record import read_capture
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, UnlistableError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, UnlistableError, finding
 from actstore.store.explanations.record import (
     INDEX,
     RECORD,
@@ -63,7 +63,7 @@ def indexed_files(folder: Folder, name: str) -> list[str]:
     files = value.get("files")
     if not isinstance(files, list) or not all(isinstance(file, str) and is_name(file) for file in files):
         raise FormatError(
-            f"{folder}/{key} is damaged: it should hold a list of files. Delete it, or restore it from a copy."
+            f"{folder}/{key} is damaged: it should hold a list of files.", "Delete it, or restore it from a copy."
         )
     return files
 
@@ -145,11 +145,11 @@ def damaged_files(folder: Folder, name: str, root: RootRecord) -> Iterator[tuple
     try:
         record = read_set(folder, name)
     except FormatError as error:
-        yield explanations_key(name, RECORD), str(error)
+        yield explanations_key(name, RECORD), finding(error)
         return
     if record is None:
         if list_files(folder, name):  # it is written first
-            yield explanations_key(name, RECORD), "missing; restore it from a copy"
+            yield explanations_key(name, RECORD), "missing"
         return
     if (what := foreign(folder, record, root)) is not None:
         yield explanations_key(name, RECORD), what
@@ -161,19 +161,19 @@ def damaged_files(folder: Folder, name: str, root: RootRecord) -> Iterator[tuple
         try:
             read = read_file(folder, record, file, kind)
         except (FormatError, NotFoundError) as error:
-            yield explanations_key(name, file), str(error)
+            yield explanations_key(name, file), finding(error)
             continue
         if isinstance(read, Explanation):
             known[neuron] = read.digest
         elif known.get(neuron, read.explanation) != read.explanation:
-            yield explanations_key(name, file), "it is the score of another explanation; restore it from a copy"
+            yield explanations_key(name, file), "it is the score of another explanation"
     try:
         lost = sorted(set(indexed_files(folder, name)) - {*files})
     except FormatError as error:
-        yield explanations_key(name, INDEX), str(error)
+        yield explanations_key(name, INDEX), finding(error)
         return
     for file in lost:
-        yield explanations_key(name, file), "missing; restore it from a copy"
+        yield explanations_key(name, file), "missing"
 
 
 def foreign(folder: Folder, record: ExplanationSet, root: RootRecord) -> str | None:

@@ -191,7 +191,7 @@ def read_set(folder: Folder, name: str) -> ExplanationSet | None:
     record = ExplanationSet.from_json(_checked(value, f"{folder}/{key}"), f"{folder}/{key}")
     if record.name != name:
         raise FormatError(
-            f"{folder}/{key} is the record of other explanations, {record.name!r}. Restore it from a copy."
+            f"{folder}/{key} is the record of other explanations, {record.name!r}.", "Restore it from a copy."
         )
     return record
 
@@ -209,7 +209,7 @@ def read_file(folder: Folder, record: ExplanationSet, file: str, kind: type[OfNe
     where = f"{folder}/{explanations_key(record.name, file)}"
     read = kind.from_json(_checked(folder.read_json(explanations_key(record.name, file)), where), where)
     if (read.of, read.file) != (record.identity, file):
-        raise FormatError(f"{where} is of other explanations, or of another neuron. Restore it from a copy.")
+        raise FormatError(f"{where} is of other explanations, or of another neuron.", "Restore it from a copy.")
     return read
 
 
@@ -225,6 +225,6 @@ def _checked(value: dict[str, Any], where: str) -> dict[str, Any]:
             f"{where} has format {value.get('format')}; this actstore reads explanations up to {FORMAT}. Update actstore."
         )
     if "checksum" not in value:
-        raise FormatError(f"{where} is damaged: it has no checksum. Restore it from a copy.")
+        raise FormatError(f"{where} is damaged: it has no checksum.", "Restore it from a copy.")
     verify_checksum(value, where)
     return value

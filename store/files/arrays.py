@@ -15,7 +15,7 @@ from weakref import ref
 
 from zarr.codecs import BloscCodec, ShardingCodec, TransposeCodec
 
-from actstore.store.errors import FormatError
+from actstore.store.errors import FIND_DAMAGE, FormatError
 from actstore.store.files.array_metadata import NewArray, open_array
 from actstore.store.files.shards import Shard, index_nbytes, shard_seed
 from actstore.store.files.token_shards import TokenShard
@@ -250,5 +250,6 @@ def _grid_of(array: zarr.Array[Any], order: str, where: str) -> ShardGrid:
                 return grid
     raise FormatError(
         f"The metadata of {where} are damaged: they describe {array.shape} in shards of {array.shards} and chunks of "
-        f"{array.chunks}. Run `store.verify()` to find every damage."
+        f"{array.chunks}.",
+        FIND_DAMAGE,
     )

@@ -53,7 +53,7 @@ def indexed_names(folder: Folder, kind: str) -> list[str] | None:
     verify_checksum(value, f"{folder}/{key}")
     names = value.get("names")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or "checksum" not in value:
-        raise FormatError(f"{folder}/{key} is damaged: it should hold a list of names. Run `store.repair()`.")
+        raise FormatError(f"{folder}/{key} is damaged: it should hold a list of names.", "Run `store.repair()`.")
     return sorted(names)
 
 

@@ -14,7 +14,7 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from actstore.store.errors import ActstoreError, FormatError
+from actstore.store.errors import FIND_DAMAGE, ActstoreError, FormatError
 from actstore.store.files.first_use import check_at_first_use
 from actstore.store.files.table_checksums import (
     TAIL,
@@ -201,8 +201,8 @@ def check_opened(
     metadata = opened.schema_arrow.metadata or {}
     if any(metadata.get(name.encode()) != value.encode() for name, value in (owner or {}).items()):
         raise FormatError(
-            f"{folder}/{key} is not the table that was written there, but one of another capture or store. Run "
-            "`store.verify()` to find every damage."
+            f"{folder}/{key} is not the table that was written there, but one of another capture or store.",
+            FIND_DAMAGE,
         )
 
 

@@ -230,8 +230,8 @@ class PlainArray:
 
     def _damaged(self, what: str) -> FormatError:
         return FormatError(
-            f"{self._folder}/{self._key} is damaged: {what}. Run `store.verify()` to find every damage, and restore it from a "
-            "copy, or capture again."
+            f"{self._folder}/{self._key} is damaged: {what}.",
+            "Run `store.verify()` to find every damage, and restore it from a copy, or capture again.",
         )
 
 

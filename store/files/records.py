@@ -58,7 +58,7 @@ def with_checksum(value: dict[str, Any]) -> dict[str, Any]:
 def verify_checksum(value: dict[str, Any], where: str) -> None:
     """Raise `FormatError` where a JSON object does not match its checksum; one of an earlier version has none."""
     if "checksum" in value and value["checksum"] != _checksum(value):
-        raise FormatError(f"{where} is damaged: checksum mismatch. Restore it from a copy, or make it again.")
+        raise FormatError(f"{where} is damaged: checksum mismatch.", "Restore it from a copy, or make it again.")
 
 
 def _checksum(value: Mapping[str, object]) -> str:

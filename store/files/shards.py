@@ -174,13 +174,13 @@ class Shard:
 
     def _damaged(self, what: str) -> FormatError:
         place = f"{self._place}: " if self._place else ""
-        return FormatError(f"{place}{self._name} is damaged: {what}. {WHAT_TO_DO}")
+        return FormatError(f"{place}{self._name} is damaged: {what}.", WHAT_TO_DO)
 
     def _mismatch(self, first: int) -> FormatError:
         """The error that the checksum from row `first` on does not match."""
         last = min(first + self._rows_per_checksum, self._grid.rows) - 1
         rows = f"{self._row_name}s {first} to {last}" if last > first else f"{self._row_name} {first}"
-        return FormatError(f"{self._place or self._name}, {rows}: checksum mismatch in {self._name}. {WHAT_TO_DO}")
+        return FormatError(f"{self._place or self._name}, {rows}: checksum mismatch in {self._name}.", WHAT_TO_DO)
 
     def _read(self, start: int, stop: int) -> bytes:
         try:

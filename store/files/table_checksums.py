@@ -17,7 +17,7 @@ import google_crc32c
 import numpy as np
 import pyarrow.parquet as pq
 
-from actstore.store.errors import FormatError
+from actstore.store.errors import FIND_DAMAGE, FormatError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -173,7 +173,7 @@ def verify_body(folder: Folder, key: str, source: Source, trailer: Trailer) -> N
 
 def mismatch(folder: Folder, key: str) -> FormatError:
     """The error that a table has other bytes than were written."""
-    return FormatError(f"{folder}/{key} is damaged: checksum mismatch. Run `store.verify()` to find every damage.")
+    return FormatError(f"{folder}/{key} is damaged: checksum mismatch.", FIND_DAMAGE)
 
 
 def _checksum(key: str, source: Source, start: int, stop: int) -> int:

@@ -169,7 +169,7 @@ class Graphs(GraphSet):
 
     def _damaged(self, file: str, what: str) -> FormatError:
         return FormatError(
-            f"{self.store.folder}/{graphs_key(self.name, file)} is damaged: {what}. Build the graphs again."
+            f"{self.store.folder}/{graphs_key(self.name, file)} is damaged: {what}.", "Build the graphs again."
         )
 
 

@@ -117,7 +117,8 @@ def read_record(folder: Folder, name: str) -> GraphRecord | None:
     record = GraphRecord.from_json(value, f"{folder}/{key}")
     if record.name != name:
         raise FormatError(
-            f"{folder}/{key} is the record of other graphs, {record.name!r}. Restore it from a copy, or build them again."
+            f"{folder}/{key} is the record of other graphs, {record.name!r}.",
+            "Restore it from a copy, or build them again.",
         )
     return record
 
@@ -144,8 +145,8 @@ def check_belongs(folder: Folder, record: GraphRecord, root: RootRecord) -> None
 
 def _foreign(folder: Folder, record: GraphRecord, what: str, found: str, expected: str) -> FormatError:
     return FormatError(
-        f"Graphs {record.name!r} of {folder} are of another {what}: fingerprint {found[:12]}…, expected {expected[:12]}…. "
-        "Build them again, or restore them from a copy."
+        f"Graphs {record.name!r} of {folder} are of another {what}: fingerprint {found[:12]}…, expected {expected[:12]}….",
+        "Build them again, or restore them from a copy.",
     )
 
 

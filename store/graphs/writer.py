@@ -140,7 +140,7 @@ class GraphWriter:
         # What is damaged here would be joined, and get a checksum as if it were right.
         if self._folder.read_json(self._key(_SUMS.format(number))).get(table) != checksum(data):
             raise FormatError(
-                f"{self._folder}/{key} is damaged: its checksum does not match. Resume the build once more."
+                f"{self._folder}/{key} is damaged: its checksum does not match.", "Resume the build once more."
             )
         try:
             found = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data))).read_all()

@@ -139,7 +139,7 @@ def read_root_record(folder: Folder) -> RootRecord:
     model = ModelRecord.from_json(attributes.get("model"), f"{folder}/{ROOT_KEY}: model")
     root_id, files = attributes.get("id", ""), attributes.get("files", {})
     if not isinstance(root_id, str) or not isinstance(files, dict):
-        raise FormatError(f"{folder}/{ROOT_KEY} is damaged: its id or its files are of another type. {RESTORE}")
+        raise FormatError(f"{folder}/{ROOT_KEY} is damaged: its id or its files are of another type.", RESTORE)
     return RootRecord(model, root_id, files)
 
 
@@ -164,8 +164,9 @@ def check_beside_root(folder: Folder, key: str, root: RootRecord) -> None:
         found = "nothing"
     if found != f"checksum {expected}":
         raise FormatError(
-            f"{folder}/{key} is not what the store's root was written with: expected checksum {expected}, found {found}. It "
-            "is damaged, or another store's. Restore it from a copy."
+            f"{folder}/{key} is not what the store's root was written with: expected checksum {expected}, found {found}. "
+            "It is damaged, or another store's.",
+            "Restore it from a copy.",
         )
 
 
@@ -218,7 +219,7 @@ def read_tokenizer(folder: Folder) -> str | None:
     except NotFoundError:
         expected = ""
     if expected and checksum(state) != expected:
-        raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: checksum mismatch. Restore it from a copy.")
+        raise FormatError(f"{folder}/{TOKENIZER_KEY} is damaged: checksum mismatch.", "Restore it from a copy.")
     with undamaged(folder, TOKENIZER_KEY):
         return state.decode()
 

@@ -34,10 +34,10 @@ def read_root_attribute(folder: Folder) -> Any:  # JSON of any kind
     elif is_begun(folder):
         raise NotFoundError(f"{folder}/{ROOT_KEY} is not written yet")
     if isinstance(problem, FormatError):
-        raise FormatError(f"{str(problem).removesuffix('.')}: the store's root is damaged. {RESTORE}")
+        raise FormatError(f"{str(problem).removesuffix('.')}: the store's root is damaged.", RESTORE)
     if part is not None:
         what = "is missing" if isinstance(problem, NotFoundError) else f"lacks the attribute {ATTRIBUTE!r}"
-        raise FormatError(f"{folder}/{ROOT_KEY} {what}, and {part} is there: the store's root is lost. {RESTORE}")
+        raise FormatError(f"{folder}/{ROOT_KEY} {what}, and {part} is there: the store's root is lost.", RESTORE)
     if isinstance(problem, NotFoundError):
         raise problem
     return None

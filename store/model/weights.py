@@ -96,7 +96,8 @@ def _reading(folder: Folder, part: str) -> Iterator[None]:
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise FormatError(
-            f"{folder}/{weights_key(part)} is damaged: {reason}. Restore it from a copy, or capture into a new store."
+            f"{folder}/{weights_key(part)} is damaged: {reason}.",
+            "Restore it from a copy, or capture into a new store.",
         ) from None
 
 
@@ -119,8 +120,8 @@ def _opened(folder: Folder, part: str) -> Iterator[Any]:
 def _missing(folder: Folder, part: str) -> FormatError | NotFoundError:
     if part in read_root(folder).weights:
         return FormatError(
-            f"{folder}/{weights_key(part)} is missing, a part of the weights that the store was given. Restore it from a copy, "
-            "or capture into a new store."
+            f"{folder}/{weights_key(part)} is missing, a part of the weights that the store was given.",
+            "Restore it from a copy, or capture into a new store.",
         )
     model = read_root(folder)
     if part == "unembedding" and (model.weights or is_readable(folder, weights_key(f"layer-{model.layers[0].layer}"))):

@@ -20,14 +20,14 @@ def parse_json(data: bytes, where: str) -> Any:
     """
     if len(data) > MAX_NBYTES:
         raise FormatError(
-            f"{where} should hold JSON of at most {MAX_NBYTES:,} bytes, found more. Restore it from a copy."
+            f"{where} should hold JSON of at most {MAX_NBYTES:,} bytes, found more.", "Restore it from a copy."
         )
     try:
         value = json.loads(data.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{where} should hold JSON, but {error}.") from None
     if (fault := _fault_of(value)) is not None:
-        raise FormatError(f"{where} should hold JSON that actstore wrote, but {fault}. Restore it from a copy.")
+        raise FormatError(f"{where} should hold JSON that actstore wrote, but {fault}.", "Restore it from a copy.")
     return value
 
 

@@ -109,9 +109,9 @@ def _opened(store: Captures, names: Sequence[str] | None) -> dict[str, Capture]:
     """The captures to be copied by name; `FormatError` where one of them cannot be read."""
     if names is not None:
         return {name: store.peek(name) for name in names}
-    captures, reasons = store.read_captures()
-    for name, reason in reasons.items():
-        raise FormatError(f"{reason} Or leave capture {name!r} out, by naming the other `captures`.")
+    captures, errors = store.read_captures()
+    for name, error in errors.items():
+        raise FormatError(error.found, f"{error.advice} Or leave capture {name!r} out, by naming the other `captures`.")
     return captures
 
 

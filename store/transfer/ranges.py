@@ -80,4 +80,4 @@ def of_weights(folder: Folder, part: str, bound_to: str | None) -> Ranges:
 
 def damaged(folder: Folder, key: str, what: str) -> FormatError:
     """The error that a file is not what its record says, so that it is not copied."""
-    return FormatError(f"{folder}/{key} is damaged, or is being rewritten: {what}. It was not copied. {WHAT_TO_DO}")
+    return FormatError(f"{folder}/{key} is damaged, or is being rewritten: {what}. It was not copied.", WHAT_TO_DO)

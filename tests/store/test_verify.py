@@ -1,12 +1,18 @@
+import dataclasses
 import json
+import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from elsewhere import Elsewhere
 
 from actstore.engine.workers.scan import Scan
-from actstore.store.damage import Damage
+from actstore.store.capture.commits import read_commit
+from actstore.store.capture.statistics.capture_statistics import read_block_statistics
+from actstore.store.errors import FormatError
+from actstore.store.files.shards import checksum
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 from actstore.store.verify import verify_capture, verify_root
@@ -244,19 +250,47 @@ def test_workers_find_the_damage_that_one_process_does(path):
 
 
 @pytest.mark.parametrize(
-    ("said", "listed"),
+    "key",
     [
-        ("checksum mismatch. Run `store.verify()` to find every damage.", "checksum mismatch"),
-        (
-            "cut. Run `store.verify()` to find every damaged block, and `store.repair()` to make them again.",
-            "cut",
-        ),
-        (
-            "cut. Run `store.verify()` to find every damage, and restore it from a copy, or capture again.",
-            "cut. Restore it from a copy, or capture again",
-        ),
-        ("missing; restore it from a copy", "missing; restore it from a copy"),
+        "values/mlp.post/0/zarr.json",
+        "statistics/mlp.post/mean/c/0",
+        "tokens/ids/c/0",
+        "blocks/1.json",
+        "blocks/1.statistics.safetensors.zst",
+        "neurons.parquet",
+        "committed.json",
     ],
 )
-def test_what_lists_damage_does_not_advise_to_list_it(said: str, listed: str) -> None:
-    assert str(Damage("corpus", 3, None, None, "x", said)) == f"capture 'corpus', block 3: x: {listed}"
+@pytest.mark.parametrize("change", [flip, lambda path: path.write_bytes(path.read_bytes()[:-9]), Path.unlink])
+def test_what_lists_damage_does_not_advise_to_list_it_or_to_repair_it(path, key, change):
+    """Readers do: what they found and what they advise are apart."""
+    change(path / "captures/corpus" / key)
+    found = [str(one) for one in [*verify(path), *verify_root(Folder(path))]]
+    assert found or (key, change) == ("committed.json", Path.unlink), "an index that a folder needs not have"
+    for sentence in found:
+        for advice in ("store.verify", "store.repair", "Run ", "Restore ", "restore "):
+            assert advice not in sentence
+        assert not sentence.endswith(".")
+
+
+def test_statistics_that_another_program_wrote_are_listed_without_advice(path):
+    """With checksums that fit, so that the reader of tensors is the first to see it."""
+    folder, key = Folder(path, read_only=False), "captures/corpus/blocks/1.statistics.safetensors.zst"
+    data = folder.read(key)[::-1]
+    folder.write(key, data)
+    commit = read_commit(folder, Store(path).capture().record, 1)
+    shards = commit.shards | {key.removeprefix("captures/corpus/"): (len(data), checksum(data))}
+    commit = dataclasses.replace(commit, shards=shards).with_checksum()
+    folder.write_json("captures/corpus/blocks/1.json", commit.to_json())
+    with pytest.raises(FormatError, match=r"are damaged \(.*\)\. Run `store\.verify\(\)`") as error:
+        read_block_statistics(folder, Store(path).capture().record, 1)
+    assert error.value.advice.startswith("Run ")
+    (damage,) = verify(path)
+    assert str(damage).endswith(f"{error.value.found.rstrip('.')}")
+    assert "Run" not in str(damage)
+
+
+def test_an_error_keeps_its_parts_between_processes():
+    error = pickle.loads(pickle.dumps(FormatError("x is damaged.", "Run it.")))
+    assert (str(error), error.found, error.advice) == ("x is damaged. Run it.", "x is damaged.", "Run it.")
+    assert (str(FormatError("x.")), FormatError("x.").advice) == ("x.", "")

@@ -174,8 +174,8 @@ def recover(folder: Path) -> Recovery | None:
     foreign = [name for name, of in change.files.items() if found[name] not in (of.before, of.after)]
     if foreign:
         raise FormatError(
-            f"{folder / foreign[0]} was changed by something else after a change of the model ({change}) was interrupted. "
-            f"Restore the model's files from a copy, and delete {journal}."
+            f"{folder / foreign[0]} was changed by something else after a change of the model ({change}) was interrupted.",
+            f"Restore the model's files from a copy, and delete {journal}.",
         )
     left = [name for name, of in change.files.items() if found[name] != of.after]
     lost = [name for name in left if _checksum(copies[name]) != change.files[name].after]
@@ -184,8 +184,9 @@ def recover(folder: Path) -> Recovery | None:
         return Recovery(folder, change, is_finished=True)
     if len(left) < len(change.files):
         raise FormatError(
-            f"{copies[lost[0]]} is missing or damaged, without which an interrupted change of the model ({change}) can be "
-            f"neither finished nor undone. Restore the model's files from a copy, and delete {journal}."
+            f"{copies[lost[0]]} is missing or damaged, without which an interrupted change of the model ({change}) can "
+            "be neither finished nor undone.",
+            f"Restore the model's files from a copy, and delete {journal}.",
         )
     journal.unlink()
     sync_folder(folder)
@@ -203,8 +204,8 @@ def _read_journal(journal: Path) -> Change:
     except (ValueError, FormatError):
         pass
     raise FormatError(
-        f"{journal}, the journal of an interrupted change of the model, is damaged, or names files that are missing. Restore "
-        "the model's files from a copy, and delete it."
+        f"{journal}, the journal of an interrupted change of the model, is damaged, or names files that are missing.",
+        "Restore the model's files from a copy, and delete it.",
     )
 
 

@@ -16,7 +16,7 @@ from actstore.engine.graphs.probes.plan import NO_TOKEN
 from actstore.store.capture.overflow import LARGEST
 from actstore.store.capture.requests import REQUESTS, read_requests
 from actstore.store.capture.saturation import overflows_in_any, saturated_maxima
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.errors import InvalidInputError, NotFoundError
 from actstore.store.graphs.reader import IGNORE, GraphRecord, Graphs
 from actstore.store.graphs.writer import GraphWriter
 from actstore.store.model.root import written_by
@@ -116,7 +116,7 @@ class Probes:
         self.store, self.name = store, name
         opened, damaged = store.read_captures()
         if unreadable := [n for n in damaged if n.startswith(f"{name}-")]:
-            raise FormatError(damaged[unreadable[0]])  # without this round, what the others say would be another answer
+            raise damaged[unreadable[0]]  # without this round, what the others say would be another answer
         captures = {n.removeprefix(f"{name}-"): one for n, one in opened.items() if n.startswith(f"{name}-")}
         captures = {k: c for k, c in captures.items() if _is_round(c, k) and (c.is_complete or not partial)}
         if not captures and not partial:

@@ -15,7 +15,7 @@ import pyarrow as pa
 from actstore.store.calls import checks
 from actstore.store.capture.commits import read_file
 from actstore.store.capture.tables import read_capture_table, write_capture_table
-from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.errors import FormatError, InvalidInputError, NotFoundError, finding
 from actstore.store.files.parquet import read_table, undamaged
 from actstore.store.layout import block_answers_key
 
@@ -216,7 +216,7 @@ def damaged_answers(capture: Capture) -> Iterator[tuple[str, str]]:
         try:
             found = read_capture_table(capture.folder, capture.record, table)
         except (FormatError, NotFoundError) as error:
-            yield f"{table}.parquet", str(error)
+            yield f"{table}.parquet", finding(error)
             continue
         if not found.equals(expected.combine_chunks()) and found.to_pylist() != expected.to_pylist():
             yield f"{table}.parquet", "not what the answers say"

@@ -22,7 +22,7 @@ from actstore.store.capture.statistics.shapes import (
     statistics_shapes,
 )
 from actstore.store.capture.statistics.tensors import damaged_tensors, decode_tensors, encode_tensors, narrowed
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FIND_DAMAGE, FormatError, NotFoundError, finding
 from actstore.store.files.plain_arrays import PlainArray, write_array
 from actstore.store.layout import (
     GATE_SIGN,
@@ -73,7 +73,8 @@ def check_can_gather(record: CaptureRecord) -> None:
     if unknown:
         raise FormatError(
             f"Capture {record.name!r}, begun by {record.written_by}, has statistics that this version of actstore cannot "
-            f"gather: {', '.join(unknown)}. Resume it with that version or a later one."
+            f"gather: {', '.join(unknown)}.",
+            "Resume it with that version or a later one.",
         )
 
 
@@ -325,7 +326,8 @@ def _read_finished(folder: Folder, record: CaptureRecord) -> CaptureStatistics:
         return CaptureStatistics(sites, positives, labels.read())
     except (FormatError, NotFoundError, ValueError, RuntimeError) as error:
         raise FormatError(
-            f"The statistics of capture {record.name!r} of {folder} are damaged: {str(error).rstrip('.')}."
+            f"The statistics of capture {record.name!r} of {folder} are damaged: {finding(error)}.",
+            FIND_DAMAGE,
         ) from None
 
 

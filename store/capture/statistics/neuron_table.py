@@ -12,7 +12,7 @@ import pyarrow as pa
 from actstore.kernels.pack.statistics import STATISTICS, quantiles
 from actstore.store.capture.statistics.capture_statistics import layer_offsets, write_finished_arrays
 from actstore.store.capture.tables import read_capture_table, write_capture_table
-from actstore.store.errors import FormatError
+from actstore.store.errors import FIND_DAMAGE, FormatError
 from actstore.store.files.table_columns import group_rows
 from actstore.store.layout import committed_key, folded_statistics_key, table_key
 from actstore.store.neurons import neuron_names
@@ -60,7 +60,8 @@ def read_neuron_row(
     if (found.get("site"), found.get("layer"), found.get("neuron")) != (site, layer, neuron):
         raise FormatError(
             f"{capture.folder}/{table_key(record.name, table)} is damaged: row {row} should be neuron {neuron} of layer "
-            f"{layer} at {site}. Run `store.verify()` to find every damage."
+            f"{layer} at {site}.",
+            FIND_DAMAGE,
         )
     return found
 

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from actstore.store.errors import FormatError
+from actstore.store.errors import FIND_DAMAGE, FormatError
 from actstore.store.files.zstandard import decompress
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def decode_tensors(data: bytes, where: str, most: int) -> dict[str, NDArray[Any]
 
 def damaged_tensors(where: str, error: Exception) -> FormatError:
     """The error of statistics that are not what was written."""
-    return FormatError(f"The statistics {where} are damaged ({error}). Run `store.verify()`.")
+    return FormatError(f"The statistics {where} are damaged ({error}).", FIND_DAMAGE)
 
 
 def narrowed(array: NDArray[Any]) -> NDArray[Any]:

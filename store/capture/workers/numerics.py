@@ -76,9 +76,9 @@ def _parse(data: bytes, where: str) -> list[dict[str, str]]:
     value = parse_json(data, where)
     listed = value.get("numerics") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(listed, list) or not listed:
-        raise FormatError(f"{where} is damaged: expected a list of numerics. Restore it from a copy, or delete it.")
+        raise FormatError(f"{where} is damaged: expected a list of numerics.", "Restore it from a copy, or delete it.")
     verify_checksum(value, where)
     for one in listed:
         if not isinstance(one, dict) or not all(isinstance(item, str) for item in one.values()):
-            raise FormatError(f"{where} is damaged: expected texts by name. Restore it from a copy, or delete it.")
+            raise FormatError(f"{where} is damaged: expected texts by name.", "Restore it from a copy, or delete it.")
     return listed

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, finding
 from actstore.store.files.arrays import affordable_files
 from actstore.store.files.bundles.index import read_index
 from actstore.store.files.shards import WHAT_TO_DO
@@ -48,7 +48,7 @@ class Bundle:
         try:
             self.index_nbytes, self._parts = read_index(source)
         except (ValueError, TypeError, EOFError, FormatError) as error:
-            raise FormatError(f"{where} is damaged: {str(error).rstrip('.')}. {WHAT_TO_DO}") from None
+            raise FormatError(f"{where} is damaged: {finding(error)}.", WHAT_TO_DO) from None
         self.nbytes_held = source.nbytes_held + sum(part.chunks.nbytes + 500 for part in self._parts.values())
 
     @property
@@ -165,7 +165,7 @@ def damaged_bundle(folder: Folder, record: CaptureRecord, block: int, keys: Sequ
     except NotFoundError:
         return "missing"
     except FormatError as error:
-        return str(error)
+        return finding(error)
     if found != tuple(keys):
         return f"it has other files than the commit record lists: {len(found)}, expected {len(keys)}"
     return None

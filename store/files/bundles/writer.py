@@ -137,6 +137,6 @@ def write_bundle(
 def _compare(where: str, found: tuple[int, str], expected: tuple[int, str]) -> None:
     if found != expected:
         raise FormatError(
-            f"{where} is damaged: {found[0]} bytes of checksum {found[1]}, expected {expected[0]} of {expected[1]}. "
-            f"{WHAT_TO_DO}"
+            f"{where} is damaged: {found[0]} bytes of checksum {found[1]}, expected {expected[0]} of {expected[1]}.",
+            WHAT_TO_DO,
         )

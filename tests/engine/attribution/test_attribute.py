@@ -15,6 +15,7 @@ import torch
 from tiny_edits import make_editable
 from transformers import AutoModelForCausalLM
 
+from actstore.engine.attribution import block_filler
 from actstore.engine.attribution.attribute import AttributeReport, AttributeSettings, attribute
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
 from actstore.engine.capture.api import RunOptions, capture
@@ -79,6 +80,18 @@ def test_what_is_stored_is_what_attribution_gives_bit_for_bit(made: Attributions
         products = found.gradient_times_activation()
         np.testing.assert_array_equal(gradient[row], np.concatenate(list(products.values())))
         assert made.prompts["probability"][row].as_py() == pytest.approx(found.probability, rel=1e-5)
+
+
+def test_a_model_without_write_scales_makes_no_window_for_them(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked(*_: object) -> None:
+        raise AssertionError("asks for write scales")
+
+    monkeypatch.setattr(block_filler, "read_scales", asked)
+    made = attribute(str(tiny_model), questions(tmp_path / "questions.jsonl", 4), tmp_path / "store", steps=2)
+    assert made.capture.record.write_scale == ()
+    assert made.prompts.num_rows == 12
 
 
 @pytest.mark.parametrize("kind", ["gated-tied", "plain-tied-biases", "plain-untied-biases", "normed"])

@@ -223,13 +223,13 @@ def test_verify_finds_what_is_damaged_lost_or_from_elsewhere(store: Store, serve
     text.write_bytes((folder / "L0.N1.json").read_bytes())
     assert "of another neuron" in found()["L0.N0.json"]
     text.unlink()
-    assert found() == {"L0.N0.json": "missing; restore it from a copy"}
+    assert found() == {"L0.N0.json": "missing"}
     (folder / "files.json").write_text("{}")
     assert [*found()] == ["files.json"]
     (folder / "record.json").write_text((folder / "record.json").read_text().replace("rules", "ruled"))
     assert [*found()] == ["record.json"]
     (folder / "record.json").unlink()
-    assert found() == {"record.json": "missing; restore it from a copy"}
+    assert found() == {"record.json": "missing"}
     (folder / "L0.N1.detection.json").write_text("{")
     with pytest.raises(FormatError, match=r"L0\.N1\.detection\.json"):
         opened.sql("select * from explanations")

@@ -168,6 +168,45 @@ def test_a_lost_table_of_neurons_is_written_again(copied: Callable[..., Path]) -
     assert differing(files_of(store), before) == []
 
 
+@pytest.mark.parametrize(
+    "gone",
+    [("committed.json",), ("committed.json", "neurons.parquet"), ("committed.json", "neurons.parquet", "statistics")],
+)
+def test_a_capture_that_lacks_the_last_step_alone_is_finished_and_not_called_damaged(
+    copied: Callable[..., Path], cli: Any, gone: tuple[str, ...]
+) -> None:
+    """As `verify` calls it: unfinished."""
+    store = copied()
+    before, n_blocks = files_of(store), len(actstore.open(store).capture().blocks)
+    for key in gone:
+        lost = store / IN_CAPTURE / key
+        shutil.rmtree(lost) if lost.is_dir() else lost.unlink()
+    shown = cli("verify", store).out
+    assert (
+        f"capture 'corpus': unfinished, {n_blocks} of {n_blocks} blocks are written; `actstore finish` ends it" in shown
+    )
+    assert cli("verify", store, "--json").json["damaged"] == []
+    report = actstore.open(store).repair()
+    assert (report.repaired, report.not_repaired, report.finished) == ((), (), ("corpus",))
+    assert report.is_whole
+    assert str(report) == "finished: capture 'corpus', every block of which was written"
+    assert actstore.open(store).verify() == []
+    assert cli("verify", store, "--json").json["unfinished"] == []
+    assert differing(files_of(store), before) == []
+
+
+def test_verify_and_repair_call_the_same_captures_damaged(copied: Callable[..., Path], cli: Any) -> None:
+    store = copied()
+    (store / IN_CAPTURE / "neurons.parquet").unlink()
+    found = cli("verify", store, "--json")
+    assert (found.status, found.json["unfinished"]) == (1, [])
+    assert [one["key"] for one in found.json["damaged"]] == ["neurons.parquet"]
+    assert "unfinished" not in cli("verify", store).out
+    repaired_now = cli("repair", store, "--json").json
+    assert [one["key"] for one in repaired_now["repaired"]] == ["neurons.parquet"]
+    assert repaired_now["finished"] == []
+
+
 def checkpoint(store: Path, record: Any) -> Path:
     """Write a checkpoint over all blocks, as a run of more blocks leaves one."""
     folder = Folder(store, read_only=False)

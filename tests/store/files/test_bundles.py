@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from actstore.store.storage.pieces import MemorySource
 from actstore.store.verify import verify_capture
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 PRECISIONS = ("exact", "int8")
@@ -130,20 +130,31 @@ def test_the_index_of_a_shard_follows_from_the_lengths_of_its_chunks(both: tuple
     assert len(chunks_of(odd)[1]) == 0, "chunks in another order, which must then be looked up"
 
 
-def test_bytes_do_not_depend_on_which_thread_is_faster(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [(3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0), (3, 0, 2, 1, 1, 2, 0, 3, 0, 1, 2, 3)])
+def test_bytes_do_not_depend_on_which_thread_is_faster(tmp_path: Path, order: tuple[int, ...]) -> None:
+    """`order`: the files, numbered, of which a thread each gives the next of three parts."""
     folder, seen = Folder(tmp_path, read_only=False), []
-    for name, delays in (("even", (0, 0, 0, 0)), ("odd", (0.1, 0, 0.05, 0))):
-        writer = BundleWriter(folder, name)
+    for name, numbers in (("even", sorted(order)), ("odd", order)):
+        writer, turn, to_come = BundleWriter(folder, name), threading.Condition(), list(numbers)
 
-        def add(number: int, delay: float, writer: BundleWriter = writer) -> None:
-            parts = ((time.sleep(delay / 3) or bytes([number]) * 5) for _ in range(3))
-            writer.add(number, f"key-{number}", parts)
+        def parts(number: int, turn: threading.Condition = turn, to_come: list[int] = to_come) -> Iterator[bytes]:
+            for _ in range(3):
+                with turn:
+                    assert turn.wait_for(lambda: to_come[0] == number, 60)
+                yield bytes([number]) * 5
+                with turn:  # asked for the next part, the writer has taken this one
+                    to_come.pop(0)
+                    turn.notify_all()
 
-        threads = [threading.Thread(target=add, args=pair) for pair in enumerate(delays)]
-        for thread in threads[::-1]:
+        def add(number: int, writer: BundleWriter = writer, parts: Callable[[int], Iterator[bytes]] = parts) -> None:
+            writer.add(number, f"key-{number}", parts(number))
+
+        threads = [threading.Thread(target=add, args=(number,)) for number in range(4)]
+        for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        assert to_come == []
         writer.close()
         seen.append(folder.read(name))
     assert seen[0] == seen[1]
