@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --quiet
 SOURCES := __init__.py cli.py setup.py api commands display engine explorer kernels store tests benchmarks demo docs examples
 
-.PHONY: env lock demo test test-slow test-real test-browser test-newest compatibility coverage lint types bench explorer docs peers clean
+.PHONY: env lock demo test test-slow test-real test-browser test-newest compatibility release coverage lint types bench explorer docs peers clean
 
 env: $(VENV)/installed
 
@@ -65,6 +65,10 @@ test-newest: $(UV)
 # All environments of docs/compatibility.md, one after another, and the page itself. Hours, and several GB for a moment.
 compatibility: $(UV)
 	$(PYTHON) docs/compatibility.py run
+
+# The sdist and the wheel, in build/release/dist, and the first tutorial in an installation of the wheel for every Python.
+release: $(UV)
+	$(PYTHON) docs/release.py
 
 lint: env
 	$(BIN)/ruff check $(SOURCES)

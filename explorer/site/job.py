@@ -88,9 +88,10 @@ class SiteJob:
 
     def documents(self, item: SiteFile) -> dict[str | None, Any]:
         """The documents of a file by their names in it."""
-        return {name: self._document(self.store, address) for name, address in item.documents}
+        return {name: self._document(address) for name, address in item.documents}
 
-    def _document(self, store: Store, text: str) -> Any:
+    def _document(self, text: str) -> Any:
+        store = self.store
         page, *parts = text.split("/")
         if page == "token-list":
             index = token_index(store, self.capture, self.site)
@@ -120,28 +121,28 @@ class SiteJob:
         by_neuron |= {name: (at, "") for name in ("others", "maps") if name in self.parts}
         by_neuron |= {"graph": ((self.graphs,), f"?paths={PATHS}")} if self.graphs else {}
         return [
-            *(_alone(address) for address in self._single(self.store)),
+            *(_alone(address) for address in self._single()),
             *(
                 one
                 for name, (place, options) in by_neuron.items()
                 for one in self._shards(Address(name, place), neurons, options)
             ),
-            *self._tokens(self.store),
-            *self._texts(self.store),
+            *self._tokens(),
+            *self._texts(),
         ]
 
-    def _single(self, store: Store) -> Iterator[Address]:
+    def _single(self) -> Iterator[Address]:
         """The addresses of the documents that have a file of their own."""
         for capture in filter(None, (self.capture, self.compare)):
             yield (overview := Address("overview", (capture, self.site)))
-            for statistic in overview.document(store)["statistics"]:
+            for statistic in overview.document(self.store)["statistics"]:
                 yield Address("column", (capture, self.site, statistic["name"]))
         if self.has_change:
             yield Address("change", (self.capture, self.site))
-        if not store_page(store)["captures"][self.capture]["questions"]:
+        if not store_page(self.store)["captures"][self.capture]["questions"]:
             return
         questions = Address("questions", (self.capture,))
-        known = questions.document(store)
+        known = questions.document(self.store)
         for label in ("", *known["labels_known"]):
             yield Address("questions", (self.capture,), (("by", label),) if label else ())
         for row in range(len(known["queries"])):
@@ -151,18 +152,18 @@ class SiteJob:
         named = (Address(address.page, (*address.parts, neuron_name(*neuron))) for neuron in neurons)
         yield from _grouped(((one.page, *one.parts), f"{one}{options}") for one in named)
 
-    def _tokens(self, store: Store) -> Iterator[SiteFile]:
+    def _tokens(self) -> Iterator[SiteFile]:
         """The list of tokens that have a neuron, and a page for each."""
         place = f"{file_name(self.capture)}/{file_name(self.site)}"
-        tokens = token_index(store, self.capture, self.site).tokens()
+        tokens = token_index(self.store, self.capture, self.site).tokens()
         yield SiteFile(f"token-list/{place}", ((None, f"token-list/{place}"),))
         yield from _grouped((("token", self.capture, self.site, str(token)), f"token/{token}") for token in tokens)
 
-    def _texts(self, store: Store) -> Iterator[SiteFile]:
+    def _texts(self) -> Iterator[SiteFile]:
         """The list of documents, and their texts, in pages of as many tokens as on a server."""
         if not self.texts:
             return
-        lengths = store.peek(self.capture).documents().to_arrow()["n_tokens"].to_pylist()
+        lengths = self.store.peek(self.capture).documents().to_arrow()["n_tokens"].to_pylist()
         yield SiteFile(f"document-list/{file_name(self.capture)}", ((None, "document-list"),))
         for document in self.texts:
             for first in range(0, max(1, lengths[document]), TEXT_TOKENS):
