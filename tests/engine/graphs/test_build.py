@@ -294,10 +294,12 @@ def test_settings_that_cannot_be_are_refused(asked: dict[str, float], message: s
     ids=["graphs build", "graphs evaluate", "store.graphs.build", "store.graphs.evaluate", "GraphWriter"],
 )
 def test_every_entrance_has_the_defaults_of_the_settings(call: Callable[..., Any]) -> None:
-    parameters = inspect.signature(call).parameters
-    defaults = {item.name: item.default for item in dataclasses.fields(GraphSettings) if item.name in parameters}
+    given = {
+        name: one.default for name, one in inspect.signature(call).parameters.items() if one.default is not one.empty
+    }
+    defaults = {item.name: item.default for item in dataclasses.fields(GraphSettings) if item.name in given}
     assert "threshold" in defaults
-    assert {name: parameters[name].default for name in defaults} == defaults
+    assert {name: given[name] for name in defaults} == defaults
 
 
 def test_a_number_of_nodes_and_a_threshold_hold_for_every_neuron(capture: Capture) -> None:
