@@ -16,15 +16,15 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.marked import rewrite, table  # noqa: E402 - the checkout must be importable first
-from benchmarks.readme_rows import RESULTS, seconds  # noqa: E402
+from benchmarks.readme_rows import RESULTS, measured_on, seconds  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from benchmarks.readme_rows import Line
 
 NO_DIFFERENCE = "no difference seen"
-COLUMNS = ["row", "candidate", "median", "min – max", "ratio", "min – max of the ratio"]
+COLUMNS = ["row", "candidate", "rounds", "median", "min – max", "ratio", "min – max of the ratio"]
 
 
 def ratio(value: str | float) -> str:
@@ -36,26 +36,32 @@ def ratio(value: str | float) -> str:
 def difference(line: Line) -> str:
     """The range of a candidate's ratios; that no difference was seen, where rounds disagree about which is faster.
 
-    Of rounds that are all on one side of 1, n in number, chance alone would show 2 / 2ⁿ: 1.6 % for seven.
+    Nothing of one round, which has no range. Of rounds that are all on one side of 1, n in number, chance alone would show
+    2 / 2ⁿ: 1.6 % for seven, a quarter for three.
     """
     low, high = float(line["ratio_min"]), float(line["ratio_max"])
-    if low == high == 1:  # the first candidate of a row, or a single round that happens to be equal
+    if low == high == 1 or is_single(line):  # the first candidate of a row
         return ""
     words = f"{ratio(low)} – {ratio(high)}"
     return f"{words}: {NO_DIFFERENCE}" if low <= 1 <= high else words
+
+
+def is_single(line: Line) -> bool:
+    """Whether the row was measured once."""
+    return int(line.get("rounds") or 0) == 1
 
 
 def cells(lines: Sequence[Line]) -> list[list[str]]:
     """A row of `COLUMNS` per line; a benchmark row is named once, before its first candidate."""
     shown, before = [], None
     for line in lines:
-        name = "" if line["row"] == before else str(line["row"])
-        before = line["row"]
-        times = f"{seconds(line['min_s'])} – {seconds(line['max_s'])}"
+        is_first, before = line["row"] != before, line["row"]
+        times = "" if is_single(line) else f"{seconds(line['min_s'])} – {seconds(line['max_s'])}"
         shown.append(
             [
-                name,
+                str(line["row"]) if is_first else "",
                 str(line["candidate"]),
+                str(line.get("rounds", "")) if is_first else "",
                 seconds(line["median_s"]),
                 times,
                 ratio(line["ratio"]),
@@ -65,13 +71,18 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
     return shown
 
 
-def markdown(lines: Sequence[Line], not_measured: Sequence[str]) -> str:
-    """The documentation's table, and what it is of."""
+def markdown(lines: Sequence[Line], skipped: Mapping[str, str]) -> str:
+    """The documentation's table, and what it is of.
+
+    skipped: the beginning of a row's name → why this machine does not measure it; lines of an earlier run may have it.
+    """
+    rows = {str(line["row"]) for line in lines}
+    missing = [why for name, why in skipped.items() if not any(row.startswith(name) for row in rows)]
     note = (
-        f"Measured on {lines[0]['machine']}. A ratio is a candidate's time over that of the row's first: the median over "
-        "rounds in which every candidate runs once, and their range. "
+        f"Measured on {measured_on((line['machine'], line['row']) for line in lines)}. A ratio is a candidate's time over that "
+        "of the row's first: the median over rounds in which every candidate runs once, and their range; one round has none. "
         f"*{NO_DIFFERENCE.capitalize()}*: rounds disagree about which of the two is faster. "
-        f"Not measured: {'; '.join(not_measured) or 'nothing'}."
+        f"Not measured: {'; '.join(missing) or 'nothing'}."
     )
     return "\n".join([table(COLUMNS, cells(lines), left=2), "", note, ""])
 

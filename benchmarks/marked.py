@@ -1,15 +1,18 @@
 """Text that scripts write into the documentation, between `<!-- MARK -->` and `<!-- /MARK -->`.
 
-Also the Markdown tables and figures that such text consists of."""
+Also the Markdown tables and figures that such text consists of, and the commit that it names."""
 
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
+WRITTEN = (":!README.md", ":!docs", ":!benchmarks/results")
+"""What scripts write: changes there are none of the code that was measured."""
 
 
 def page_with(mark: str, root: Path = ROOT) -> Path:
@@ -30,6 +33,17 @@ def rewrite(mark: str, text: str, root: Path = ROOT) -> Path:
     pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
     page.write_text(pattern.sub(lambda match: f"{match[1]}{text.rstrip()}\n{match[2]}", page.read_text()))
     return page
+
+
+def commit(root: Path = ROOT) -> str:
+    """The commit that is checked out, and whether the code differs from it."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *WRITTEN)
+    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 
 def table(header: list[str], rows: list[list[str]], left: int = 1) -> str:

@@ -87,27 +87,44 @@ def only_name(names: Iterable[str], beginning: str) -> str | None:
     return matching[0] if matching else None
 
 
+def measured_on(rows: Iterable[tuple[str | float, str | float]]) -> str:
+    """The machine and the commit, from (machine, row) of each line; where rows differ in it, those of the minority by name."""
+    rows_of: dict[str, dict[str, None]] = {}
+    for machine, row in rows:
+        rows_of.setdefault(str(machine), {})[str(row)] = None
+    first, *others = sorted(rows_of, key=lambda machine: -len(rows_of[machine]))
+    return "; ".join([first, *(f"of {', '.join(rows_of[machine])}: {machine}" for machine in others)])
+
+
 def markdown(lines: Iterable[Line]) -> str:
     """README.md's table, from the lines of the full table: medians, with the alternatives beside actstore's.
 
     What was not measured, such as peers that are not installed, is left out and named.
     """
     medians: dict[str, dict[str, str | float]] = {}
-    machine = ""
+    machines, rounds = {}, {}
     for line in lines:
-        medians.setdefault(str(line["row"]), {})[str(line["candidate"])] = line["median_s"]
-        machine = str(line.get("machine") or machine)
-    table, missing = ["| row | actstore | compared with |", "|---|---:|---|"], []
+        name = str(line["row"])
+        medians.setdefault(name, {})[str(line["candidate"])] = line["median_s"]
+        machines[name], rounds[name] = line.get("machine", ""), int(line.get("rounds") or 0)
+    table, missing, shown = ["| row | actstore | compared with |", "|---|---:|---|"], [], {}
     for short in ROWS:
-        row = medians.get(only_name(medians, short.row) or "", {})
+        row_name = only_name(medians, short.row) or ""
+        row = medians.get(row_name, {})
         ours, *others = (only_name(row, name) for name in (short.ours, *short.others))
         measured = [f"{name}: {seconds(row[name])}" for name in others if name is not None]
         if ours is None or len(measured) < len(others):
             missing.append(short.title)
         if ours is not None:
             table.append(f"| {short.title} | {seconds(row[ours])} | {'; '.join(measured)} |")
+            shown[row_name] = short.title
+    counts = sorted({rounds[name] for name in shown})
+    of_rounds = (
+        f" of {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} rounds" if counts and counts[0] else ""
+    )
     note = f" Not measured, or not whole: {'; '.join(missing)}." if missing else ""
-    return "\n".join([*table, "", f"Medians on {machine}.{note}"])
+    where = measured_on((machines[name], title) for name, title in shown.items()) if shown else "no machine"
+    return "\n".join([*table, "", f"Medians{of_rounds} on {where}.{note}"])
 
 
 def main() -> None:

@@ -53,7 +53,8 @@ class Measurement:
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
     def lines(self) -> Iterator[dict[str, str | float]]:
-        """One line per candidate: median, extremes, and the median of the ratios to the first candidate, pair by pair."""
+        """One line per candidate: median, extremes, the median of the ratios to the first candidate, round by round, and how
+        many rounds there were."""
         first = next(iter(self.seconds.values()))
         for candidate, seconds in self.seconds.items():
             ratios = [other / reference for other, reference in zip(seconds, first, strict=True)]
@@ -66,6 +67,7 @@ class Measurement:
                 "ratio": statistics.median(ratios),
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
+                "rounds": len(seconds),
             }
 
 

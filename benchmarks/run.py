@@ -1,6 +1,9 @@
 """`make bench`: runs the tests, then measures every row; writes benchmarks/results/results.csv and the documentation's tables.
 
-python benchmarks/run.py [--quick] [--only WORD] [--no-tests] [--record]
+python benchmarks/run.py [--quick] [--only WORD [--update]] [--no-tests] [--record]
+
+A part of the rows leaves the tables as they are, unless it is told to `--update` them: its lines then take the places of the
+same rows, with this machine and commit, which the tables name.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -23,7 +27,8 @@ import torch  # noqa: E402
 
 from actstore.display import terminal  # noqa: E402
 from benchmarks import full_table, readme_rows, verdict  # noqa: E402
-from benchmarks.marked import rewrite  # noqa: E402
+from benchmarks.marked import commit, rewrite  # noqa: E402
+from benchmarks.readme_rows import RESULTS  # noqa: E402
 from benchmarks.registry import Measurement, choose, measure  # noqa: E402
 from benchmarks.rows import (  # noqa: E402 - the checkout must be importable first
     attribution,
@@ -45,6 +50,11 @@ from benchmarks.rows import (  # noqa: E402 - the checkout must be importable fi
     workers,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from benchmarks.readme_rows import Line
+
 ROWS = (
     *capture.ROWS,
     *bulk_scan.ROWS,
@@ -63,11 +73,13 @@ ROWS = (
     *growth.ROWS,
     *workers.ROWS,
 )
-SKIPPED = (
-    *capture.SKIPPED,
-    *loader.SKIPPED,
-    *(() if torch.cuda.is_available() else ("on a GPU: this machine has none",)),
-)
+SKIPPED = {
+    **capture.SKIPPED,
+    **loader.SKIPPED,
+    **workers.SKIPPED,
+    **({} if torch.cuda.is_available() else {"on a GPU": "on a GPU: this machine has none"}),
+}
+"""Beginning of a row's name → what the machine lacks for it."""
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
 QUICK_TESTS = (
     "tests/kernels/test_pack.py",
@@ -90,12 +102,9 @@ def processor() -> str:
 
 def machine() -> str:
     """One line that describes the machine, the packages and the commit."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
-    ).stdout.strip()
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
     return (
-        f"{processor()}, {os.cpu_count()} processors, Python {platform.python_version()}, {versions}, commit {commit}"
+        f"{processor()}, {os.cpu_count()} processors, Python {platform.python_version()}, {versions}, commit {commit()}"
     )
 
 
@@ -108,9 +117,16 @@ def main() -> None:
     parser.add_argument(
         "--record", action="store_true", help="with --quick: keep the figures that later verdicts compare with"
     )
+    parser.add_argument(
+        "--update",
+        action="store_true",
+        help="with --only: put these rows into the results and tables, in place of the same",
+    )
     arguments = parser.parse_args()
     if arguments.record and (arguments.only or not arguments.quick):
         parser.error("--record keeps the figures of a whole quick run: use it with --quick and without --only.")
+    if arguments.update and (arguments.quick or not arguments.only):
+        parser.error("--update writes some rows of a whole run: use it with --only and without --quick.")
     rows = choose(ROWS, quick=arguments.quick, only=arguments.only)
     with_sizes = arguments.only in (None, "sizes")
     if not rows and not with_sizes:
@@ -120,7 +136,7 @@ def main() -> None:
         if with_sizes and not arguments.quick:  # minutes
             tests += sizes.TESTS
         run_tests(tests, quick=arguments.quick)
-    for skipped in SKIPPED:
+    for skipped in SKIPPED.values():
         terminal.err.print(f"not measured: {skipped}")
     where = machine()
     measurements = []
@@ -141,12 +157,11 @@ def main() -> None:
             terminal.out.print(line, soft_wrap=True)
         if arguments.record:
             verdict.record(measurements, kind, where)
-    if arguments.quick or arguments.only:
+    if arguments.quick or (arguments.only and not arguments.update):
         return
-    write_csv(measurements, where)
-    lines = described_lines(measurements, where)
-    rewrite("benchmark", full_table.markdown(lines, SKIPPED))
-    rewrite("benchmark-rows", readme_rows.markdown(lines))
+    if measurements:
+        lines = described_lines(measurements, where)
+        write_tables(merged(read_csv(), lines) if arguments.update else lines)
     if sizes_measured is not None:
         rewrite("sizes", sizes.markdown(sizes_measured))
 
@@ -178,18 +193,36 @@ def show_sizes(measured: list[sizes.Size]) -> None:
     terminal.out.print(terminal.table("Store size", columns, [size.cells() for size in measured]))
 
 
-def described_lines(measurements: list[Measurement], where: str) -> list[dict[str, str | float]]:
+def described_lines(measurements: list[Measurement], where: str) -> list[Line]:
     """Every line with the machine and the commit."""
     return [line | {"machine": where} for measurement in measurements for line in measurement.lines()]
 
 
-def write_csv(measurements: list[Measurement], where: str) -> None:
-    """Write the lines of every measurement."""
-    lines = described_lines(measurements, where)
-    with (HERE / "results" / "results.csv").open("w", newline="") as file:
+def read_csv() -> list[Line]:
+    """The lines that were measured last."""
+    with RESULTS.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def merged(before: Sequence[Line], measured: Sequence[Line]) -> list[Line]:
+    """The lines of `before`, where rows that were measured again have their new lines, and rows that are new are the last."""
+    again: dict[str | float, list[Line]] = {}
+    for line in measured:
+        again.setdefault(line["row"], []).append(line)
+    lines: list[Line] = []
+    for row in dict.fromkeys(line["row"] for line in (*before, *measured)):
+        lines += again.get(row) or [line for line in before if line["row"] == row]
+    return lines
+
+
+def write_tables(lines: Sequence[Line]) -> None:
+    """Write the lines, and what the pages show of them."""
+    with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
+    rewrite("benchmark", full_table.markdown(lines, SKIPPED))
+    rewrite("benchmark-rows", readme_rows.markdown(lines))
 
 
 if __name__ == "__main__":

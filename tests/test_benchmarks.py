@@ -78,7 +78,7 @@ def test_candidates_take_turns_after_a_warm_up_that_is_not_timed(clock: Clock) -
     assert (first["row"], first["candidate"], first["ratio"]) == ("a row", "A", 1)
     # The median of the ratios pair by pair, not the ratio of the medians.
     assert (second["median_s"], second["min_s"], second["ratio"]) == (10, 9, 5)
-    assert (second["ratio_min"], second["ratio_max"]) == (3, 10)
+    assert (second["ratio_min"], second["ratio_max"], second["rounds"]) == (3, 10, 3)
 
 
 def test_a_sample_counts_as_often_as_the_whole_holds_it(clock: Clock) -> None:
@@ -152,9 +152,11 @@ def test_a_run_tests_what_it_measures(arguments: list[str], tested: list[str], m
     assert files == {*tested, *(run.QUICK_TESTS if "--quick" in arguments else ())}
 
 
-def line(candidate: str, median: float, low: float, high: float, ratios: tuple[float, float, float]) -> dict[str, Any]:
+def line(
+    candidate: str, median: float, low: float, high: float, ratios: tuple[float, float, float], rounds: int = 5
+) -> dict[str, Any]:
     """One line of a row, as results.csv has it."""
-    times = {"median_s": median, "min_s": low, "max_s": high}
+    times = {"median_s": median, "min_s": low, "max_s": high, "rounds": rounds}
     return {
         "row": "read",
         "candidate": candidate,
@@ -170,12 +172,102 @@ def test_the_table_names_a_row_once_and_shows_small_times_and_ratios() -> None:
         line("theirs", 2e-5, 1e-5, 3e-5, (0.0002, 0.0001, 0.0003)),
         line("slow", 300, 290, 310, (3000, 2900, 3100)),
     ]
-    table = full_table.markdown([one | {"machine": "a machine"} for one in lines], ["a GPU"])
-    assert "| read | ours | 100.0 ms | 100.0 ms – 100.0 ms | 1.00 |  |" in table
-    assert "|  | theirs | 20.0 µs | 10.0 µs – 30.0 µs | 0.0002 | 0.0001 – 0.0003 |" in table
-    assert "|  | slow | 300.00 s | 290.00 s – 310.00 s | 3,000 | 2,900 – 3,100 |" in table
-    assert "Measured on a machine" in table
+    skipped = {"on a GPU": "a GPU", "read": "what the table has from a run elsewhere"}
+    table = full_table.markdown([one | {"machine": "a machine"} for one in lines], skipped)
+    assert "| read | ours | 5 | 100.0 ms | 100.0 ms – 100.0 ms | 1.00 |  |" in table
+    assert "|  | theirs |  | 20.0 µs | 10.0 µs – 30.0 µs | 0.0002 | 0.0001 – 0.0003 |" in table
+    assert "|  | slow |  | 300.00 s | 290.00 s – 310.00 s | 3,000 | 2,900 – 3,100 |" in table
+    assert "Measured on a machine. " in table
     assert table.rstrip().endswith("Not measured: a GPU.")
+
+
+def test_one_round_has_no_range() -> None:
+    full_table = load("full_table")
+    lines = [line("ours", 1, 1, 1, (1, 1, 1), rounds=1), line("theirs", 9, 9, 9, (9, 9, 9), rounds=1)]
+    assert full_table.cells(lines) == [
+        ["read", "ours", "1", "1.00 s", "", "1.00", ""],
+        ["", "theirs", "", "9.00 s", "", "9.00", ""],
+    ]
+
+
+def test_rows_that_are_measured_again_say_where_and_when() -> None:
+    run, full_table, readme_rows = load("run"), load("full_table"), load("readme_rows")
+    before = [
+        {**line("ours", 1, 1, 2, (1, 1, 1)), "row": row, "machine": "commit 1"}
+        for row in ("read", "graphs of a model", "last")
+    ]
+    again = [
+        {**line("actstore", 3, 3, 4, (1, 1, 1)), "row": "graphs of a model", "machine": "commit 2"},
+        {**line("actstore", 5, 5, 6, (1, 1, 1)), "row": "new", "machine": "commit 2"},
+    ]
+    lines = run.merged(before, again)
+    assert [(one["row"], one["median_s"]) for one in lines] == [
+        ("read", 1),
+        ("graphs of a model", 3),
+        ("last", 1),
+        ("new", 5),
+    ]
+    # As many rows of each: the first one stands first, the others are named.
+    assert "Measured on commit 1; of graphs of a model, new: commit 2. " in full_table.markdown(lines, {})
+    assert "Medians of 5 rounds on commit 2." in readme_rows.markdown(lines)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--update"], ["--quick", "--update", "--only", "pack"]], ids=["all rows", "quick"]
+)
+def test_only_some_rows_of_a_whole_run_update_the_tables(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        load("run").main()
+    assert ended.value.code == 2
+    assert "use it with --only and without --quick" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("update", [True, False])
+def test_a_part_of_the_rows_is_written_where_asked(
+    update: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    run, registry = load("run"), load("registry")
+    pages: dict[str, str] = {}
+    monkeypatch.setattr(run, "rewrite", pages.__setitem__)
+    monkeypatch.setattr(run, "RESULTS", tmp_path / "results.csv")
+    monkeypatch.setattr(run, "machine", lambda: "commit 2")
+    made = row({"actstore": registry.Candidate(clock.takes("actstore", 3))}, repeats=2)
+    monkeypatch.setattr(run, "ROWS", (made,))
+    old = [{**line("ours", 1, 1, 2, (1, 1, 1)), "row": name, "machine": "commit 1"} for name in ("a row", "another")]
+    run.write_tables(old)
+    pages.clear()
+    monkeypatch.setattr(sys, "argv", ["run.py", "--no-tests", "--only", "a row", *["--update"] * update])
+    run.main()
+    found = [(one["row"], float(one["median_s"]), one["rounds"], one["machine"]) for one in run.read_csv()]
+    if update:
+        assert found == [("a row", 3, "2", "commit 2"), ("another", 1, "5", "commit 1")]
+        assert "of another: commit 1" in pages["benchmark"]
+    else:
+        assert found[0] == ("a row", 1, "5", "commit 1")
+        assert not pages
+
+
+def test_the_commit_says_whether_the_code_is_another(tmp_path: Path) -> None:
+    commit = load("marked").commit
+
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    for name in ("README.md", "kernel.py"):
+        (tmp_path / name).write_text("1\n")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "1")
+    short = commit(tmp_path)
+    assert len(short) >= 7
+    (tmp_path / "README.md").write_text("what a run wrote\n")
+    assert commit(tmp_path) == short
+    (tmp_path / "kernel.py").write_text("2\n")
+    assert commit(tmp_path) == f"{short} with changes"
 
 
 @pytest.mark.parametrize(
@@ -290,15 +382,20 @@ def test_the_rows_in_the_readme_are_those_of_the_results() -> None:
 def test_a_row_that_was_not_measured_is_named_and_not_shown() -> None:
     readme_rows = load("readme_rows")
     lines = [
-        {"row": "graphs of a model, demo", "candidate": "actstore, all", "median_s": 2e-5, "machine": "a machine"},
-        {"row": "graphs of a model, demo", "candidate": "as published: many", "median_s": 300.0},
-        {"row": "capture, 6 layers", "candidate": "actstore, float16", "median_s": 1.0},
+        {"row": row, "candidate": name, "median_s": median, "machine": "a machine", "rounds": rounds}
+        for row, name, median, rounds in (
+            ("graphs of a model, demo", "actstore, all", 2e-5, 7),
+            ("graphs of a model, demo", "as published: many", 300.0, 7),
+            ("capture, 6 layers", "actstore, float16", 1.0, 9),
+        )
     ]
     table = readme_rows.markdown(lines)
     assert "| graphs of 2,688 neurons | 20.0 µs | as published: many: 300.00 s |" in table
     capture, *others = [short.title for short in readme_rows.ROWS if short.title != "graphs of 2,688 neurons"]
     assert f"| {capture} | 1.00 s |  |" in table
-    assert table.endswith(f"Medians on a machine. Not measured, or not whole: {'; '.join([capture, *others])}.")
+    assert table.endswith(
+        f"Medians of 7 to 9 rounds on a machine. Not measured, or not whole: {'; '.join([capture, *others])}."
+    )
     with pytest.raises(ValueError, match="begins with 'actstore', found actstore, one, actstore, two"):
         readme_rows.only_name(["actstore, one", "actstore, two"], "actstore")
 

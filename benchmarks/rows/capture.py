@@ -214,4 +214,8 @@ ROWS = (
     Row(f"capture, {SHAPE}", prepare, TESTS, repeats=9),
     *((Row(f"capture beside the peers, {SHAPE}", prepare_peers, TESTS, repeats=5),) if PEERS.exists() else ()),
 )
-SKIPPED = () if PEERS.exists() else ("capture beside TransformerLens and delphi: `make peers` installs them",)
+SKIPPED = (
+    {}
+    if PEERS.exists()
+    else {"capture beside the peers": "capture beside TransformerLens and delphi: `make peers` installs them"}
+)

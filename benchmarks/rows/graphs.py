@@ -40,7 +40,7 @@ from actstore.store.graphs.writer import GraphWriter
 from actstore.store.model import root
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
-from benchmarks.marked import rewrite, table
+from benchmarks.marked import commit, rewrite, table
 from benchmarks.registry import Candidate, Row
 from benchmarks.rows.published_n2g import Published
 from benchmarks.synthetic import WINDOW, Planted, model_record, write_capture
@@ -217,7 +217,7 @@ def measure_large(n_layers: int, sizes: list[int], *, write: bool) -> None:
         terminal.table(f"Graphs of {n_layers * 1536:,} neurons", [(column, "right") for column in columns], rows)
     )
     if write:
-        note = f"{n_layers * 1536:,} synthetic neurons with planted contexts, one run each, two threads."
+        note = f"{n_layers * 1536:,} synthetic neurons with planted contexts, one run each, two threads; commit {commit()}."
         rewrite("graphs-growth", f"{table(columns, [list(row) for row in rows], left=0)}\n\n{note}")
 
 

@@ -37,7 +37,7 @@ from actstore.store.files.precision import PRECISIONS
 from actstore.store.files.records import CaptureRecord, PlanRecord
 from actstore.store.model import root
 from actstore.store.storage.folder import Folder
-from benchmarks.marked import rewrite, table
+from benchmarks.marked import commit, rewrite, table
 from benchmarks.rows.packing import make_columns
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ CORES = 16
 PCIE_BYTES_PER_S = 50e9
 """Of PCIe 5 with 16 lanes, whose nominal rate is 63 GB/s: an assumption, not a measurement."""
 FED_TOKENS = 131_072
+REPEATS = 5
 TARGETS = {"none": 30_000, "exact": 30_000, "half": 25_000, "int8": 25_000, "sparse": 25_000}
 TESTS = ("tests/store/capture", "tests/store/files")
 
@@ -80,6 +81,8 @@ class HostCost:
     bus_nbytes: float
     """Bytes that the GPU copies to the host."""
     disk_nbytes: float
+    core_range_s: tuple[float, float] | None = None
+    """The extremes of `core_s` over the rounds; None of one round."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -93,8 +96,11 @@ class HostCost:
 
     def cells(self) -> list[str]:
         """The row of the table."""
+        spread = (
+            "" if self.core_range_s is None else " – ".join(f"{1e6 * seconds:,.0f}" for seconds in self.core_range_s)
+        )
         return [
-            self.precision, self.compression or "earlier", f"{self.core_s * 1e6:,.0f}",
+            self.precision, self.compression or "earlier", f"{self.core_s * 1e6:,.0f}", spread,
             f"{CORES / self.core_s:,.0f}", f"{TARGETS[self.precision]:,}",
             f"{self.feeding_s * FED_TOKENS:.2f}", f"{self.share_blocked:.1%}", f"{self.bus_nbytes / 1e3:,.0f}",
             f"{PCIE_BYTES_PER_S / self.bus_nbytes:,.0f}", f"{self.disk_nbytes / 1e3:,.0f}",
@@ -105,6 +111,7 @@ COLUMNS = [
     "precision",
     "compression",
     "core-µs per token",
+    "min – max",
     f"tokens/s on {CORES} cores",
     "target",
     f"feeding thread, s per {FED_TOKENS:,} tokens",
@@ -115,7 +122,9 @@ COLUMNS = [
 ]
 
 
-def measure_host_cost(*, quick: bool, repeats: int = 5, compressions: tuple[str, ...] = (HUFFMAN,)) -> list[HostCost]:
+def measure_host_cost(
+    *, quick: bool, repeats: int = REPEATS, compressions: tuple[str, ...] = (HUFFMAN,)
+) -> list[HostCost]:
     """Every precision with every compression; the median over `repeats`, in which all take turns."""
     n_neurons = QUICK_NEURONS if quick else NEURONS
     values = make_activations(SLOTS, n_neurons)
@@ -272,8 +281,12 @@ def _median(costs: list[HostCost]) -> HostCost:
     def median(name: str) -> float:
         return float(np.median([getattr(cost, name) for cost in costs]))
 
+    core_s = [cost.core_s for cost in costs]
     return HostCost(
-        costs[0].precision, costs[0].compression, *map(median, ("core_s", "feeding_s", "bus_nbytes", "disk_nbytes"))
+        costs[0].precision,
+        costs[0].compression,
+        *map(median, ("core_s", "feeding_s", "bus_nbytes", "disk_nbytes")),
+        core_range_s=(min(core_s), max(core_s)) if len(costs) > 1 else None,
     )
 
 
@@ -283,7 +296,7 @@ def markdown(costs: list[HostCost]) -> str:
         f"A block of {SLOTS:,} tokens of {NEURONS:,} gated neurons goes through the writer as a GPU hands it over; times and "
         f"bytes are those of a 7B model's {MODEL_NEURONS:,} neurons. The feeding thread's time is that of a block of {LAYERS} "
         f"layers, its share that of the time at the target's rate. PCIe 5 is taken for {PCIE_BYTES_PER_S / 1e9:.0f} GB/s. "
-        "Forward pass and kernels on the GPU are left out."
+        f"Forward pass and kernels on the GPU are left out. Medians of {REPEATS} rounds; commit {commit()}."
     )
     return f"{table(COLUMNS, [cost.cells() for cost in costs], left=2)}\n\n{note}"
 
@@ -297,6 +310,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the neurons, once")
     parser.add_argument("--write", action="store_true", help="write the table into the documentation")
     options = parser.parse_args()
+    if options.quick and options.write:
+        parser.error("--write is for a whole measurement: leave out --quick.")
     text = markdown(measure_host_cost(quick=options.quick, compressions=tuple(options.compressions)))
     if options.write:
         rewrite("host-cost", text)

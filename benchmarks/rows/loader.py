@@ -135,4 +135,8 @@ ROWS = (
     Row("single tokens, in the page cache", prepare_tokens, ("tests/store",), repeats=5),
     Row("one neuron in both orders, in the page cache", prepare_neurons, ("tests/store",), repeats=5),
 )
-SKIPPED = () if LOADERS.exists() else ("batches beside SAELens: `make peers` installs it",)
+SKIPPED = (
+    {}
+    if LOADERS.exists()
+    else {"shuffled batches beside other tools": "batches beside SAELens: `make peers` installs it"}
+)

@@ -53,14 +53,15 @@ class Published:
         self._layers = [s for s in replay.model.spec.layers if s.part == "language"]
         self._special = special_tokens(replay.capture.store)
         self.steps = 0
+        # Once for all captions, so no part of the time of a few, which is multiplied.
+        unembedding = self._model.get_output_embeddings().weight
+        self._projections = torch.cat([replay.model.write_vectors(s.layer) @ unembedding.T for s in self._layers])
 
     def run(self, captions: Any, k: int) -> list[list[Tensor]]:
-        """The best neurons of every noun of every caption that the model generates; the projections are computed once."""
-        unembedding = self._model.get_output_embeddings().weight
-        projections = torch.cat([self._replay.model.write_vectors(s.layer) @ unembedding.T for s in self._layers])
-        return [self._one(self._replay.encode(caption, with_answer=False), projections, k) for caption in captions]
+        """The best neurons of every noun of every caption that the model generates."""
+        return [self._one(self._replay.encode(caption, with_answer=False), k) for caption in captions]
 
-    def _one(self, encoded: Any, projections: Tensor, k: int) -> list[Tensor]:
+    def _one(self, encoded: Any, k: int) -> list[Tensor]:
         inputs = self._replay.arguments([encoded])
         end = self._model.generation_config.eos_token_id
         ids, gates, answer = inputs["input_ids"], [], []
@@ -86,7 +87,7 @@ class Published:
         rankings = []
         for word in noun_finder("content").first_of_each(text):
             at = int((torch.from_numpy(stops) <= len(text[: word.start].encode())).sum())
-            rankings.append((gates[at] * projections[:, answer[at]]).topk(k).indices)
+            rankings.append((gates[at] * self._projections[:, answer[at]]).topk(k).indices)
         return rankings
 
 
@@ -105,7 +106,8 @@ def prepare(quick: bool) -> Iterator[dict[str, Candidate]]:
         settings = FindSettings(k=20, nouns="content")
         neurons = find_multimodal(Store(path / "store").capture(), settings)
         loaded = load_model(MODEL, dtype="float32")
-        procedure = Published(Replay(loaded, VisionProcessor.load(str(MODEL)), neurons.capture))
+        with torch.inference_mode():
+            procedure = Published(Replay(loaded, VisionProcessor.load(str(MODEL)), neurons.capture))
 
         def published() -> None:
             with torch.inference_mode():

@@ -244,7 +244,7 @@ def prepare_token(quick: bool) -> Iterator[dict[str, Candidate]]:
 
 @contextmanager
 def prepare_statistics(quick: bool) -> Iterator[dict[str, Candidate]]:
-    """Mean, M2, minimum, maximum and a histogram of 96 bins of every neuron."""
+    """Mean, M2, minimum, maximum and a histogram of every neuron."""
     with stored(1 if quick else 4) as (folder, file, shape):
 
         def ours() -> tuple[NDArray[np.generic], ...]:

@@ -31,7 +31,7 @@ from actstore.engine.graphs.build import BuildOptions, build_graphs
 from actstore.engine.workers.choose import executor_for
 from actstore.kernels.torch_threads import torch_threads
 from actstore.store.storage.folder import Folder
-from benchmarks.marked import rewrite, table
+from benchmarks.marked import commit, rewrite, table
 from benchmarks.registry import Candidate, Measurement, Row, measure
 from benchmarks.rows.graphs import MODEL, WINDOW, standard_library
 
@@ -146,6 +146,7 @@ TESTS = (
     "tests/engine/graphs/test_build.py",
 )
 ROWS: tuple[Row, ...] = ()
+SKIPPED = {} if importlib.util.find_spec("ray") else {"workers": "workers: Ray is not installed"}
 if importlib.util.find_spec("ray"):
     ROWS = (
         Row("workers: start of Ray", prepare_start, TESTS, repeats=3, warm_up=False, quick=False),
@@ -179,11 +180,8 @@ def main() -> None:
     for row in ROWS:
         measured.append(measure(dataclasses.replace(row, repeats=asked.repeats), quick=asked.quick))
         print(*measured[-1].lines(), sep="\n", flush=True)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
     about = (
-        f"Commit `{commit}`, {asked.repeats} rounds on {os.cpu_count()} processors, in which every candidate runs once; the "
+        f"Commit `{commit()}`, {asked.repeats} rounds on {os.cpu_count()} processors, in which every candidate runs once; the "
         "median of the rounds' ratios, and in brackets their extremes."
     )
     print(markdown(measured, about))

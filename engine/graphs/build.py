@@ -25,7 +25,7 @@ from actstore.kernels.suffix_trie.api import MAX_DEPTH, Nodes, Settings, build
 from actstore.store.arguments import Typed
 from actstore.store.errors import InvalidInputError
 from actstore.store.graphs.reader import GraphRecord, Graphs
-from actstore.store.graphs.record import NEVER_FIRES
+from actstore.store.graphs.record import NEVER_FIRES, THRESHOLD
 from actstore.store.graphs.writer import GraphWriter
 from actstore.store.model.root import written_by
 from actstore.store.reader import Store
@@ -53,7 +53,7 @@ class GraphSettings(Typed):
 
     share: float = 0.5
     """A neuron fires where its activation is at least this share of its maximum over the capture."""
-    threshold: float = 0.3
+    threshold: float = THRESHOLD
     """Minimum probability at which a graph predicts that the neuron fires."""
     gain: float = 0.25
     """Minimum increase of the expected log-likelihood by a node, in nats; below 0, all contexts become nodes."""

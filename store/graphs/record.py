@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 NEVER_FIRES: Final = "never fires"
 """Status of a neuron that fires nowhere in the capture."""
+THRESHOLD: Final = 0.3
+"""Minimum probability at which a graph predicts that its neuron fires, unless told otherwise."""
 
 NODES = pa.schema(
     [

@@ -17,7 +17,7 @@ from actstore.store.errors import FormatError, InvalidInputError
 from actstore.store.files.names import write_names
 from actstore.store.files.records import with_checksum
 from actstore.store.files.shards import checksum
-from actstore.store.graphs.record import NEURONS, NODES, GraphRecord, fault_of, read_record
+from actstore.store.graphs.record import NEURONS, NODES, THRESHOLD, GraphRecord, fault_of, read_record
 from actstore.store.layout import graphs_key
 from actstore.store.storage.lock import own_graphs
 
@@ -158,14 +158,14 @@ class GraphWriter:
         *,
         maximum: ArrayLike,
         n_events: ArrayLike,
-        threshold: ArrayLike = 0.4,
+        threshold: ArrayLike = THRESHOLD,
         status: Sequence[str] | None = None,
         importance: NDArray[np.float32] | None = None,
     ) -> None:
         """Add the graphs of some neurons, ascending by layer and neuron: one part.
 
-        layer, neuron, maximum, n_events, status: [neuron], or one for all. nodes: of all of them, in canonical order;
-        `ValueError` where they are not. importance: [node], NaN unless given.
+        layer, neuron, maximum, n_events, threshold, status: [neuron], or one for all. nodes: of all of them, in canonical
+        order; `ValueError` where they are not. importance: [node], NaN unless given.
         """
         n = len(nodes.offsets) - 1
         columns: dict[str, Any] = {

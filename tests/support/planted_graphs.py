@@ -91,7 +91,7 @@ def plant_graphs(store: Store, neurons: dict[tuple[int, int], Sequence[Line]], *
         offsets = np.cumsum([0, *(len(importance) for _, importance in planted)])
         columns = {name: np.concatenate([c[name] for c, _ in planted]) for name in Nodes._fields[1:]}
         writer.add(
-            layer, indices, Nodes(offsets, **columns), maximum=2.5, n_events=9,
+            layer, indices, Nodes(offsets, **columns), maximum=2.5, n_events=9, threshold=0.4,
             status=["" if len(i) else "never fires" for _, i in planted],
             importance=np.concatenate([i for _, i in planted]),
         )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 import signal
@@ -17,7 +19,9 @@ import typer
 from elsewhere import Elsewhere
 from planted_capture import SPECIAL_TOKEN, make_windows, plant_capture
 
+from actstore.api.graphs import GraphsMethod
 from actstore.commands.graphs import build as graph_build
+from actstore.commands.graphs import evaluate as evaluate_command
 from actstore.engine.graphs import build as module
 from actstore.engine.graphs.build import BuildOptions, GraphSettings, build_graphs
 from actstore.engine.graphs.contexts import read_contexts
@@ -25,10 +29,12 @@ from actstore.engine.graphs.events import find_events
 from actstore.kernels.suffix_trie.api import IGNORE
 from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError
 from actstore.store.graphs.reader import Graphs
+from actstore.store.graphs.writer import GraphWriter
 from actstore.store.reader import Capture, Store
 from actstore.store.storage.folder import Folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 Ids = Any
@@ -280,6 +286,20 @@ def test_only_some_neurons(capture: Capture) -> None:
 def test_settings_that_cannot_be_are_refused(asked: dict[str, float], message: str) -> None:
     with pytest.raises(InvalidInputError, match=message):
         GraphSettings(**asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [graph_build.build, evaluate_command.evaluate, GraphsMethod.build, GraphsMethod.evaluate, GraphWriter.add],
+    ids=["graphs build", "graphs evaluate", "store.graphs.build", "store.graphs.evaluate", "GraphWriter"],
+)
+def test_every_entrance_has_the_defaults_of_the_settings(call: Callable[..., Any]) -> None:
+    given = {
+        name: one.default for name, one in inspect.signature(call).parameters.items() if one.default is not one.empty
+    }
+    defaults = {item.name: item.default for item in dataclasses.fields(GraphSettings) if item.name in given}
+    assert "threshold" in defaults
+    assert {name: given[name] for name in defaults} == defaults
 
 
 def test_a_number_of_nodes_and_a_threshold_hold_for_every_neuron(capture: Capture) -> None:

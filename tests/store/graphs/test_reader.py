@@ -89,7 +89,7 @@ def test_what_is_written_comes_back(folder: Folder) -> None:
     assert (len(graphs), graphs.record.n_nodes, graph_names(graphs.store.folder)) == (3, 7, ("graphs",))
     assert ((0, 4) in graphs, (0, 5) in graphs) == (True, False)
     graph = graphs.graph(0, 1)
-    assert (graph.name, graph.maximum, graph.threshold, graph.n_events) == ("L0.N1", 2.5, np.float32(0.4), 6)
+    assert (graph.name, graph.maximum, graph.threshold, graph.n_events) == ("L0.N1", 2.5, np.float32(0.3), 6)
     for found, expected in zip(graph.nodes, make_nodes(SMALL), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert np.isnan(graph.importance).all()
