@@ -299,6 +299,8 @@ def test_neurons_come_out_of_a_table(text: actstore.Store) -> None:
     expected = [(row["layer"], row["neuron"]) for row in table.to_pylist()]
     assert neuron_pairs(table["name"]) == expected
     assert neuron_pairs(table.to_pandas()["name"]) == expected
+    assert neuron_pairs(table.to_pandas().itertuples()) == expected
+    assert neuron_pairs(text.neuron("L1.N3")) == neuron_pairs([text.neuron("L1.N3")]) == [(1, 3)]
     assert neuron_pairs(zip(table["layer"].to_numpy(), table["neuron"].to_numpy(), strict=True)) == expected
 
 
