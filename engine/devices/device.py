@@ -109,7 +109,7 @@ def model_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=named).device  # only an allocation shows whether a device exists
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
         raise InvalidInputError(f"{wrong}: {reason}. Check `device`.") from error
 
 
