@@ -245,6 +245,9 @@ def test_edits(copy: actstore.Store, cli: Cli) -> None:
     assert set(copy.edits) >= {"suppress", "boost", "least-norm"}
     edit = copy.edits.boost(["L0.N1"], 3.0, name="mine")
     assert "mine" in copy.edits
+    assert repr(edit) == "Edit('mine': boost of 1 neuron, weights)"
+    quiet = copy.edits.suppress(["L0.N1", "L1.N3"], name="quiet", kind="intervention")
+    assert repr(quiet) == "Edit('quiet': suppress of 2 neurons, intervention)"
     assert copy.edits["mine"].record.rows == edit.record.rows
     made = ("--name", "theirs", "--factor", 3, "--neurons", "L0.N1")
     assert cli("edit", "boost", copy.folder, *made).status == 0
