@@ -122,6 +122,14 @@ class Edit:
         """The name by which people know it."""
         return self.record.name
 
+    def __repr__(self) -> str:
+        """As commands name it; the record and its rows, which are pages, have their own."""
+        record = self.record
+        operations = record.specification.get("operations", ()) if record.specification else ()
+        neurons = {name for operation in operations for name in operation.get("neurons", ())}
+        n = len(neurons) + sum(len(rows.neurons) for rows in record.rows)
+        return f"Edit({self.name!r}: {record.form} of {n:,} neuron{'' if n == 1 else 's'}, {record.kind})"
+
 
 def row_digest(rows: Tensor) -> str:
     """SHA-256 of the bytes of rows [neuron, d_model]."""

@@ -95,6 +95,18 @@ class Neuron:
         """The neuron over every committed token of a capture, in the order of `capture.tokens()`."""
         return self.store.capture(capture).activations(self.layer, self.index, site)
 
+    def write_vector(self) -> NDArray[np.float32]:
+        """What the neuron adds to the residual stream per unit of activation, as the model has it: float32 [d_model].
+
+        `W_out[layer, index]` in TransformerLens, where weights are neither folded nor centred. Needs torch; `NotFoundError`
+        where the store was made without weights.
+        """
+        from actstore.store.model.weights import read_rows  # only here: it loads torch
+
+        rows = read_rows(self.store.folder, f"layer-{self.layer}", "write_vectors", [self.index])
+        vector: NDArray[np.float32] = rows[0].float().numpy()
+        return vector
+
     def statistics(self, capture: str | None = None, site: str = "mlp.post") -> dict[str, Any]:
         """Count, mean, std, min, max, quantiles … of the neuron in a capture, by name."""
         source = self.store.capture(capture)

@@ -56,7 +56,9 @@ def parse_neuron(name: str) -> tuple[int, int]:
 
 
 def neuron_pairs(neurons: NeuronInput | Iterable[NeuronInput]) -> list[tuple[int, int]]:
-    """(layer, index) of neurons given as `"L3.N17"` or `(3, 17)`, alone or several, each once; also as a column of a table.
+    """(layer, index) of neurons given as `"L3.N17"` or `(3, 17)`, alone or several, each once.
+
+    Also as a column of a table, as rows that have a `name`, and as `store.neuron("L3.N17")`.
 
     `InvalidInputError` for anything else.
     """
@@ -69,6 +71,7 @@ def neuron_pairs(neurons: NeuronInput | Iterable[NeuronInput]) -> list[tuple[int
 
 def _pair(neuron: Any) -> tuple[int, int]:
     value = neuron.as_py() if hasattr(neuron, "as_py") else neuron  # of an Arrow column
+    value = getattr(value, "name", value)
     if isinstance(value, str):
         return parse_neuron(value)
     if not _is_pair(value):

@@ -45,7 +45,11 @@ def show(
     neuron: NeuronName,
     name: GraphsName = "graphs",
     paths: Annotated[
-        int, typer.Option(min=0, help="Maximum number of paths drawn, the most important first; 0 draws all.")
+        int,
+        typer.Option(
+            min=0,
+            help="Number of paths drawn, the most important first, beside the shorter ones that they go on from; 0 draws all.",
+        ),
     ] = 40,
     with_ignore: Annotated[
         bool | None,

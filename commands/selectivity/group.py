@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from actstore.commands.executors import On, Workers  # noqa: TC001  (Typer reads them)
@@ -134,8 +135,8 @@ def _print_most_selective(result: Selectivity) -> None:
             rows.append([label, name, f"{result.selection.entropies[neuron]:.4f}", *shown])
     terminal.out.print(fitted_table("The most selective of each", columns, rows, n_keys=3))
     terminal.out.print(
-        "Entropy: of a neuron's P over the labels, in nats; 0 where it fires for one label only. P: the share of a label's "
-        "tokens on which it fires.",
+        "Entropy: of a neuron's P over the labels, in nats; 0 where it fires for one label only, "
+        f"{math.log(len(labels)):.4f} where it fires for all alike. P: the share of a label's tokens on which it fires.",
         style="dim",
         soft_wrap=True,
     )

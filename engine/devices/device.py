@@ -101,13 +101,16 @@ def model_device(name: str) -> torch.device:
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wrong = f"Expected a device such as cpu, cuda or cuda:1, found {name!r}"
     try:
-        return torch.empty(0, device=name).device  # only an allocation shows whether a device exists
+        named = torch.device(name)
+    except RuntimeError:  # whose reason is a list of twenty kinds
+        raise InvalidInputError(f"{wrong}. Check `device`.") from None
+    try:
+        return torch.empty(0, device=named).device  # only an allocation shows whether a device exists
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(".")
-        raise InvalidInputError(
-            f"Expected a device such as cpu, cuda or cuda:1, found {name!r}: {reason}. Check `device`."
-        ) from error
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".")
+        raise InvalidInputError(f"{wrong}: {reason}. Check `device`.") from error
 
 
 def check_device(name: str) -> None:

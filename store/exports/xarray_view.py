@@ -30,8 +30,8 @@ def open_dataset(
     No value is read before it is asked for, and then the blocks and neurons that it needs: int8 steps times their scale,
     bfloat16 as the numbers that they are, NaN where an expert was not routed to. Coordinates of `token` (the slot): id,
     position, window, document, modality, text, source and each label; `neuron` counts within the layer, and is `neuron_3`
-    where layers have different widths. With `chunked`, variables are dask arrays of a chunk per block; None: where dask is
-    installed.
+    where layers have different widths. With `chunked`, variables are dask arrays of a chunk per block, coordinates are in
+    memory; None: where dask is installed.
 
     `InvalidInputError` where xarray is not installed; `NotFoundError` for a site or a layer that the capture does not have.
     """
@@ -67,7 +67,8 @@ def open_dataset(
     found = xarray.Dataset(variables, coords=_token_coordinates(capture) | neurons, attrs=about)
     if chunked or (chunked is None and has_dask):
         used = tuple(int(capture.used_slots[block]) for block in capture.blocks)
-        found = found.chunk({"token": used} if used else {})
+        # Of the variables alone: xarray groups by no coordinate that is a dask array.
+        found = found.assign({n: found[n].variable.chunk({"token": used} if used else {}) for n in found.data_vars})
     return found
 
 

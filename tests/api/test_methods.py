@@ -245,6 +245,9 @@ def test_edits(copy: actstore.Store, cli: Cli) -> None:
     assert set(copy.edits) >= {"suppress", "boost", "least-norm"}
     edit = copy.edits.boost(["L0.N1"], 3.0, name="mine")
     assert "mine" in copy.edits
+    assert repr(edit) == "Edit('mine': boost of 1 neuron, weights)"
+    quiet = copy.edits.suppress(["L0.N1", "L1.N3"], name="quiet", kind="intervention")
+    assert repr(quiet) == "Edit('quiet': suppress of 2 neurons, intervention)"
     assert copy.edits["mine"].record.rows == edit.record.rows
     made = ("--name", "theirs", "--factor", 3, "--neurons", "L0.N1")
     assert cli("edit", "boost", copy.folder, *made).status == 0
@@ -299,6 +302,8 @@ def test_neurons_come_out_of_a_table(text: actstore.Store) -> None:
     expected = [(row["layer"], row["neuron"]) for row in table.to_pylist()]
     assert neuron_pairs(table["name"]) == expected
     assert neuron_pairs(table.to_pandas()["name"]) == expected
+    assert neuron_pairs(table.to_pandas().itertuples()) == expected
+    assert neuron_pairs(text.neuron("L1.N3")) == neuron_pairs([text.neuron("L1.N3")]) == [(1, 3)]
     assert neuron_pairs(zip(table["layer"].to_numpy(), table["neuron"].to_numpy(), strict=True)) == expected
 
 

@@ -250,6 +250,19 @@ def test_what_is_not_one_token_is_said_as_the_tokenizer_cuts_it(
     assert "or ' jumps', which is one token" in cli(path, "--target", "jumps").err
 
 
+def test_a_write_vector_is_the_models(path: Path, tiny_model: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    for layer, index in ((0, 23), (1, 3)):
+        expected = model.model.layers[layer].mlp.down_proj.weight[:, index].detach().numpy()
+        vector = Store(path).neuron(layer, index).write_vector()
+        assert vector.dtype == np.float32
+        np.testing.assert_array_equal(vector, expected)
+    shutil.copytree(path, tmp_path / "store")
+    (tmp_path / "store/weights/layer-1.safetensors").unlink()
+    with pytest.raises(actstore.errors.FormatError, match=r"layer-1\.safetensors is missing"):
+        Store(tmp_path / "store").neuron("L1.N3").write_vector()
+
+
 @pytest.fixture
 def spelled(tiny_model: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     """A store in which the first word has its space 12 times of 13, the second always, and the third follows twice."""

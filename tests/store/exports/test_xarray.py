@@ -55,6 +55,8 @@ def test_dask_reads_block_by_block(planting: Callable[..., Any]) -> None:
     found = store.xarray(layers=[LAYER])
     assert found.L1.chunks[0] == tuple(store.capture().used_slots[list(store.capture().blocks)])
     np.testing.assert_allclose(found.L1.max("token").compute().values, expected.max(axis=0))
+    mean = found.L1.groupby("language").mean("token").sel(language="en").values
+    np.testing.assert_allclose(mean, expected[found.language.values == "en"].mean(axis=0), atol=1e-6)
 
 
 def test_without_xarray_a_sentence_says_so(planting: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
