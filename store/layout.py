@@ -8,11 +8,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from actstore.kernels.pack import steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 DEFAULT_CAPTURE: Final = "corpus"
 """The capture that is used where none is named and there are several."""
@@ -293,6 +296,11 @@ def table_key(capture: str | None, table: str) -> str:
 def plan_key(capture: str, name: str) -> str:
     """A plan array: `inputs/ids`, `tokens/ids`, `tokens/position`, `tokens/window`, `tokens/modality`."""
     return f"captures/{capture}/{name}"
+
+
+def groups_above(keys: Iterable[str]) -> list[str]:
+    """The Zarr groups around some arrays of a capture, between the capture and each of them; sorted."""
+    return sorted({"/".join(parts[:n]) for parts in (key.split("/") for key in keys) for n in range(3, len(parts))})
 
 
 def graphs_key(name: str, file: str) -> str:

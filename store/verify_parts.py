@@ -16,6 +16,7 @@ from actstore.store.capture.workers.numerics import read_numerics
 from actstore.store.errors import FormatError, NotFoundError, finding
 from actstore.store.files.arrays import BlockArray, other_blocks
 from actstore.store.files.block_arrays import block_arrays
+from actstore.store.files.groups import damaged_groups
 from actstore.store.layout import capture_key, table_key
 from actstore.store.storage.listing import is_readable
 from actstore.store.verify_blocks import BlockPass, unforeseen
@@ -49,6 +50,11 @@ def _metadata(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
         elif record.is_checked and array.grid != spec.grid:  # captures of earlier versions may have had other chunks
             found, expected = (f"{grid.chunk_rows} × {grid.chunk_columns}" for grid in (array.grid, spec.grid))
             yield key, f"describes chunks of {found}, and the block's are {expected}"
+
+
+def _groups(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
+    """What is wrong with the metadata of the groups around the arrays."""
+    yield from damaged_groups(capture.folder, capture.record)
 
 
 def _plan(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
@@ -148,6 +154,7 @@ def _numerics(capture: Capture, _: BlockPass) -> Iterator[tuple[str, str]]:
 
 PARTS: Final = {
     "zarr.json": _metadata,
+    "groups": _groups,
     "plan": _plan,
     "patches.parquet": _patches,
     "requests.arrow": _requests,

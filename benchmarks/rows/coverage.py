@@ -44,9 +44,8 @@ class Plain:
         low, high = batch.min(axis=1, keepdims=True), batch.max(axis=1, keepdims=True)
         self.scaled |= ((batch - low) / (high - low) > THRESHOLD).any(axis=0)
         inside = (batch >= self.low) & (batch <= self.high)
-        position = np.floor(
-            (batch.astype(np.float64) - self.low) / (self.high.astype(np.float64) - self.low) * SECTIONS
-        )
+        above, span = batch.astype(np.float64) - self.low, self.high.astype(np.float64) - self.low
+        position = np.floor(above * SECTIONS / span)
         section = np.clip(position, 0, SECTIONS - 1).astype(np.int64)
         _, neuron = np.nonzero(inside)
         self.sections[neuron, section[inside]] = True

@@ -155,7 +155,8 @@ class Sections:
             above = np.subtract(values[rows], low[rows, None], dtype=np.float64)
             inside = (above >= -margin) & (above <= span + margin) & (span > 0)
             with np.errstate(invalid="ignore", divide="ignore"):
-                above *= self.k / span
+                above *= self.k  # exact: a quotient rounded first would put values on a border into the section below
+                above /= span
             np.clip(above, 0, self.k - 1, out=above)
             # One column more than there are bits: values outside the range are written there, and dropped.
             n_bits = self.bits.shape[1] * 8

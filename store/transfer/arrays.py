@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from actstore.store.errors import NotFoundError
 from actstore.store.files.plain_arrays import PlainArray
+from actstore.store.layout import groups_above
 from actstore.store.transfer.ranges import damaged
 from actstore.store.transfer.transfer import File
 
@@ -56,5 +57,4 @@ def copy_array(transfer: Transfer, described: Array) -> None:
 
 def group_files(keys: Iterable[str]) -> list[File]:
     """The metadata of the groups around some arrays of one capture, which readers without actstore need."""
-    groups = {"/".join(parts[:n]) for parts in (key.split("/") for key in keys) for n in range(3, len(parts))}
-    return [File(f"{group}/zarr.json", is_optional=True) for group in sorted(groups)]
+    return [File(f"{group}/zarr.json", is_optional=True) for group in groups_above(keys)]

@@ -11,7 +11,9 @@ from elsewhere import Elsewhere
 from actstore.engine.workers.scan import Scan
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import read_block_statistics
+from actstore.store.damage import Damage
 from actstore.store.errors import FormatError
+from actstore.store.files.groups import damaged_groups
 from actstore.store.files.shards import checksum
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
@@ -204,6 +206,31 @@ def test_an_arrays_metadata(path, old):
     file.write_text(text.replace(old, new, 1))
     damage = verify(path)
     assert [(d.layer, d.site, d.block, d.key) for d in damage] == [(0, "mlp.post", None, "values/mlp.post/0/zarr.json")]
+
+
+def test_every_bit_of_a_groups_metadata(path):
+    """Whoever reads without actstore opens the groups above an array."""
+    captures = path / "captures"
+    groups = [file for file in captures.rglob("zarr.json") if json.loads(file.read_text())["node_type"] == "group"]
+    groups.remove(captures / "corpus/zarr.json")  # the record
+    assert {captures / "zarr.json", captures / "corpus/tokens/zarr.json", captures / "corpus/statistics/zarr.json"} < {
+        *groups
+    }
+    capture, folder, bits = Store(path).capture(), Folder(path), np.random.default_rng(0)
+    for file in groups:
+        whole = file.read_bytes()
+        for at in bits.integers(0, len(whole), 20).tolist():
+            flip(file, at)
+            if file == captures / "zarr.json":
+                found = [damage.key for damage in verify_root(folder)]
+            else:
+                found = [f"captures/corpus/{key}" for key, _ in damaged_groups(folder, capture.record)]
+            flip(file, at)
+            blank = whole[at : at + 1].isspace() and bytes([whole[at] ^ 0x10]).isspace()
+            assert found == ([] if blank else [str(file.relative_to(path))]), (file, at)
+    file = captures / "corpus/tokens/zarr.json"
+    file.write_text(file.read_text().replace("group", "graup"))
+    assert [damage.key for damage in verify(path)] == ["tokens/zarr.json"]
 
 
 def test_every_damage_is_found_in_one_go(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -55,7 +56,8 @@ def naive_kmnc(values: Values, ranges: dict[int, Ranges], k: int) -> int:
             low, high = float(ranges[layer].low[n]), float(ranges[layer].high[n])
             for value in row.astype(float):
                 if low <= value <= high and high > low:
-                    hit.add((layer, n, min(k - 1, int((value - low) * (k / (high - low))))))
+                    section = int(k * (Fraction(value) - Fraction(low)) / (Fraction(high) - Fraction(low)))
+                    hit.add((layer, n, min(k - 1, section)))
     return len(hit)
 
 
@@ -135,6 +137,20 @@ def test_sections_cover_the_range_and_its_ends() -> None:
     kmnc, nbc, snac = coverage.results()
     assert (kmnc.covered, kmnc.of) == (1002, 2000), "a range of one point has no sections"
     assert (nbc.covered, nbc.of, snac.covered, snac.of) == (1, 6, 1, 3)
+
+
+def test_values_on_a_border_are_in_the_section_above_it() -> None:
+    # Values that would be below their border if the quotient of sections and span were rounded first.
+    borders = [
+        (s, v) for s in range(1, 500) for v in range(1, s) if 1000 * v % s == 0 and v * (1000 / s) < 1000 * v // s
+    ]
+    span, value = np.float32(borders).T
+    ranges = {0: Ranges(np.zeros_like(span), span)}
+    coverage = Coverage(replace(EVERY, criteria=("kmnc",), sections=1000), {0: len(span)}, ranges)
+    add(coverage, {0: np.stack([value, np.nextafter(value, np.float32(0))], axis=1)})
+    (kmnc,) = coverage.results()
+    assert len(borders) > 10
+    assert kmnc.covered == 2 * len(borders)
 
 
 @given(seed=st.integers(0, 50), n=st.integers(0, 40), distance=st.sampled_from([0.5, 1.0, 2.5]))

@@ -1,0 +1,50 @@
+"""The metadata of the Zarr groups around a store's arrays: actstore reads past them, programs that read Zarr need them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.files.block_arrays import block_arrays
+from actstore.store.layout import GATE_SIGN, groups_above, plan_key, statistics_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from actstore.store.files.records import CaptureRecord
+    from actstore.store.storage.folder import Folder
+
+EMPTY_GROUP: Final = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
+
+
+def groups_of_capture(record: CaptureRecord) -> list[str]:
+    """The keys of the groups in a capture, whose own is its record."""
+    name = record.name
+    statistics = [
+        *(statistics_key(name, site, "mean") for site in record.sites),
+        *(statistics_key(name, GATE_SIGN, f"{layer}/positives") for layer in record.gate_sign),
+        statistics_key(name, "tokens", "by_label"),
+    ]
+    plan = [plan_key(name, "inputs/ids"), plan_key(name, "tokens/ids")]
+    return groups_above([*(spec.key for spec in block_arrays(record)), *plan, *statistics])
+
+
+def damaged_group(folder: Folder, group: str) -> str | None:
+    """What is wrong with a group's metadata, if it has any: stores of earlier versions may lack some."""
+    try:
+        found = folder.read_json(f"{group}/zarr.json")
+    except NotFoundError:
+        return None
+    except FormatError as error:
+        return str(error)
+    # What Zarr itself wrote may say that there is no consolidated metadata.
+    if {key: value for key, value in found.items() if value is not None} == EMPTY_GROUP:
+        return None
+    return f"is not the metadata of a group, {EMPTY_GROUP}: put that into the file"
+
+
+def damaged_groups(folder: Folder, record: CaptureRecord) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong) of a capture's groups."""
+    for group in groups_of_capture(record):
+        if (what := damaged_group(folder, group)) is not None:
+            yield f"{group}/zarr.json".removeprefix(f"captures/{record.name}/"), what
