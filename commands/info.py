@@ -19,7 +19,7 @@ from actstore.commands.options import (  # noqa: TC001  (Typer reads them)
 from actstore.display import terminal
 from actstore.display.reports import describe_store, print_json, print_store
 from actstore.store.capture.saturation import overflow_sentences
-from actstore.store.capture.standing import standing
+from actstore.store.capture.statistics.standing import standing
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 from actstore.store.capture.commits import damaged_files
 from actstore.store.capture.committed import damaged_index
 from actstore.store.capture.record import read_capture
-from actstore.store.capture.standing import standing
+from actstore.store.capture.statistics.standing import standing
 from actstore.store.capture.unchecked import write_verified
 from actstore.store.damage import Damage
 from actstore.store.edits import RECORD, edit_names

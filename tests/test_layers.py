@@ -32,6 +32,7 @@ BELONGS = {
     for name in (
         "arguments",
         "calls",
+        "damage",
         "errors",
         "hooks",
         "layout",

@@ -15,8 +15,8 @@ from actstore.engine.repair.outcome import Outcome, RepairOptions, RepairReport
 from actstore.engine.repair.root_files import is_root_file, rewrite_root_files
 from actstore.engine.repair.scratch import clear_leftovers, leftovers
 from actstore.store.capture.committed import complete_index
-from actstore.store.capture.standing import standing
 from actstore.store.capture.statistics.capture_statistics import is_finished
+from actstore.store.capture.statistics.standing import standing
 from actstore.store.errors import ActstoreError, CaptureError
 from actstore.store.files.names import KINDS, write_names
 from actstore.store.layout import committed_key, folded_statistics_key, names_key

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from counted_storage import counting
 
-from actstore.store.capture.standing import standing
+from actstore.store.capture.statistics.standing import standing
 from actstore.store.reader import Store
 from actstore.store.verify import verify_capture
 
