@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from actstore.engine.building.importing import import_activations
     from actstore.engine.capture.api import RunOptions, capture, plan
     from actstore.engine.capture.estimate import CaptureEstimate, estimate
+    from actstore.engine.capture.scale import sizes
     from actstore.engine.filling.api import FillOptions, fill, finish
     from actstore.engine.inputs.embedded import write_demo
     from actstore.engine.models.in_memory import ModelInput
@@ -103,6 +104,7 @@ __all__ = [
     "questions",
     "serve",
     "site",
+    "sizes",
     "write_demo",
 ]
 
@@ -126,6 +128,7 @@ _LATER = {
     "questions": "actstore.api.naica",
     "serve": "actstore.explorer.api",
     "site": "actstore.explorer.api",
+    "sizes": "actstore.engine.capture.scale",
     "write_demo": "actstore.engine.inputs.embedded",
 }
 """Where the names are that load torch, transformers or the compiler: reading a store should not wait for them."""

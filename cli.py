@@ -69,6 +69,7 @@ class Application(CommandGroup):
 FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "demo": ("demo",),
     "inspect": ("inspect",),
+    "sizes": ("sizes",),
     "capture.command": ("capture", "plan", "fill", "finish"),
     "importing": ("import",),
     "info": ("info", "verify"),

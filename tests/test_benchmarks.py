@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from actstore.engine.capture.scale import file_sizes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -468,7 +470,7 @@ def test_the_page_on_scale_has_the_sums_of_the_functions_that_captures_are_plann
     record = scale.capture_record("7B", "int8", 10**9)
     assert record.bundled
     assert scale.estimate_objects(record) < 10**6
-    assert len(scale.file_sizes(scale.capture_record("7B", "int8", 10**9, bundle=False))) == 97
+    assert len(file_sizes(scale.capture_record("7B", "int8", 10**9, bundle=False))) == 97
     assert not scale.capture_record("7B", "int8", 10**6).bundled
     assert not scale.capture_record("7B", "none", 10**9).bundled, "it would have as many objects"
 

@@ -25,6 +25,7 @@ from actstore.display import terminal  # noqa: E402 - the checkout must be impor
 from actstore.engine.capture.buffers import buffer_nbytes  # noqa: E402
 from actstore.engine.capture.corpus_run import BLOCK_SLOTS  # noqa: E402
 from actstore.engine.capture.plan import block_size  # noqa: E402
+from actstore.engine.capture.scale import READ_REQUESTS, write_requests  # noqa: E402
 from actstore.engine.capture.settings import MAX_DEFAULT_CONTEXT  # noqa: E402
 from actstore.engine.capture.sizes import (  # noqa: E402
     STATISTICS_NBYTES,
@@ -36,12 +37,10 @@ from actstore.engine.capture.sizes import (  # noqa: E402
     with_bundles,
 )
 from actstore.kernels.pack.statistics import STATISTICS  # noqa: E402
-from actstore.store.files.block_arrays import block_arrays  # noqa: E402
 from actstore.store.files.precision import PRECISIONS  # noqa: E402
 from actstore.store.files.records import CaptureRecord, PlanRecord  # noqa: E402
 from actstore.store.files.shards import shard_parts, shard_seed, write_parts  # noqa: E402
 from actstore.store.layout import shard_grid  # noqa: E402
-from actstore.store.storage.objects.writer import PART_NBYTES  # noqa: E402
 from benchmarks.marked import rewrite, table  # noqa: E402
 from benchmarks.run import machine  # noqa: E402
 
@@ -50,8 +49,6 @@ MODELS: Final = {"7B": (32, 11_008), "70B": (80, 28_672)}
 """Name → gated layers, neurons of each: Llama 2."""
 D_MODEL: Final = {"7B": 4096, "70B": 8192}
 KEEP: Final = 0.01
-READ_REQUESTS: Final = 3
-"""Per block, of a layer of which nothing was read before: tests/store/storage/test_object_requests.py counts them."""
 TOKENS_PER_S: Final = 30_000
 """Of the forward pass of a 7B model on an H100: an assumption, not a measurement."""
 CORES_PER_GPU: Final = 16
@@ -89,22 +86,6 @@ def capture_record(model: str, precision: str, n_tokens: int, bundle: bool | Non
         compression=PRECISIONS[precision].default_compression,
     )
     return with_bundles(record, bundle)
-
-
-def file_sizes(record: CaptureRecord) -> list[float]:
-    """Bytes expected of each file of a block but its commit record, one bundle or many."""
-    sizes = []
-    for spec in block_arrays(record):
-        per_value = record.encoding.bytes_per_value if spec.dimension == "token" else spec.dtype.itemsize
-        sizes.append(spec.rows * spec.columns * per_value)
-    statistics = STATISTICS_NBYTES * sum(width for site in record.sites for width in record.layers(site).values())
-    return [sum(sizes) + statistics] if record.bundled else [*sizes, statistics]
-
-
-def write_requests(record: CaptureRecord) -> int:
-    """Requests that put all blocks: one per object, of large ones one per part and two more."""
-    of_files = sum(1 if size < PART_NBYTES else 2 + -(-size // PART_NBYTES) for size in file_sizes(record))
-    return int(record.plan.n_blocks * (of_files + 1))
 
 
 def scale_row(model: str, n_tokens: int, precision: str) -> list[str]:

@@ -203,7 +203,8 @@ Memory = Annotated[
     str | None,
     typer.Option(
         metavar="BYTES",
-        help="Memory of block buffers, such as 2GB: blocks are planned to fit. [default: 4GB]",
+        help="Memory of block buffers, such as 2GB: blocks are planned to fit. [default: 3 times the weights of the MLPs, "
+        "from 1 to 34GB]",
     ),
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Number of encoder threads. [default: half the processors]")]

@@ -184,6 +184,8 @@ class Run(ABC):
                     raise CaptureError(self._interrupted(record, is_kept=is_kept)) from None
                 if record is not None and isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise CaptureError(self._stopped(record, f"The disk of {self.folder} is full")) from None
+                if isinstance(error, StorageError) and error.may_pass:
+                    error.args = (f"{error} What was committed stays; the same call with `resume=True` goes on.",)
                 raise
 
     def _left_by_failure(self) -> tuple[CaptureRecord | None, bool]:
@@ -333,12 +335,10 @@ class Run(ABC):
         if record is not None:
             return self._stopped(record, "Interrupted")
         before = f"Interrupted before the plan of capture {self.name!r} was complete"
-        if is_kept:
-            return (
-                f"{before}. What the model has answered so far is kept in {self.folder}: run the same command "
-                "with `resume=True` to go on."
-            )
-        return f"{before}: nothing of it is kept. Run it again."
+        if not is_kept:
+            return f"{before}: nothing of it is kept. Run it again."
+        kept = f"What the model has answered so far is kept in {self.folder}"
+        return f"{before}. {kept}: run the same command with `resume=True` to go on."
 
     def _stopped(self, record: CaptureRecord, reason: str) -> str:
         so_far = blocks_so_far(self.folder, record)

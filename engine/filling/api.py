@@ -103,7 +103,7 @@ def _share(worker: int | None, n_workers: int | None) -> tuple[int | None, int]:
         return None, 1
     if not 0 <= worker < n_workers:
         raise InvalidInputError(
-            f"Workers are numbered from 0 to `n_workers` less one, found worker {worker} of {n_workers}. Check `worker`."
+            f"Workers are numbered from 0, each below their number: found worker {worker} of {n_workers}. Check `worker`."
         )
     return worker, n_workers
 

@@ -285,5 +285,5 @@ class CaptureWriter:
                 raise
             raise CaptureError(
                 f"{reason}: block {block} of capture {self.record.name!r} could not be written. Everything committed before "
-                f"it stays readable; {remedy} and run again with `resume=True`."
+                f"it stays readable; {remedy}, and run the same again, a capture with `resume=True`."
             ) from None

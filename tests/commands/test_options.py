@@ -239,7 +239,7 @@ def test_the_store_comes_first() -> None:
     """A model is an argument only where the command is about it."""
     for path, command in COMMANDS.items():
         arguments = [name for p in command.params for name in names_of(p) if p.param_type_name == "argument"]
-        about_models = path in ("inspect", "capture", "plan", "attribute", "questions")
+        about_models = path in ("inspect", "sizes", "capture", "plan", "attribute", "questions")
         assert about_models == ("MODEL" in arguments), path
         assert about_models or arguments[0] == "STORE" or path in ("multimodal shuffle", "copy", "import", "demo"), path
 

@@ -51,7 +51,7 @@ def test_an_edit_of_another_model_is_refused_wherever_it_is_read(folder: Folder,
         )
     # Nobody has told the index of it: a reader of a location that cannot be listed would not see it.
     index, damage = verify_root(folder)
-    assert (damage.key, damage.what) == ("edits/copied/edit.json", str(caught.value))
+    assert (damage.key, damage.what) == ("edits/copied/edit.json", caught.value.found.rstrip("."))
     assert (index.key, "does not list 'copied'" in index.what) == ("edits.json", True)
     # In a folder of its own it is an edit as any other.
     assert read_edit(Folder(tmp_path / "store/edits/copied")).name == "copied"

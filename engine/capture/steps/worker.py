@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -17,7 +17,7 @@ from actstore.store.arguments import Typed
 from actstore.store.calls import checks
 from actstore.store.capture.record import read_capture
 from actstore.store.capture.workers.claims import LEASE_S, BlockClaims
-from actstore.store.errors import ActstoreError, CaptureError, NotFoundError
+from actstore.store.errors import ActstoreError, CaptureError, NotFoundError, StorageError
 from actstore.store.storage.lock import share
 
 if TYPE_CHECKING:
@@ -48,6 +48,9 @@ class FillOptions(Typed):
     trust_remote_code: bool = False
     storage_options: dict[str, Any] | None = field(default=None, repr=False, hash=False)
     """What opens the store at a URL beyond what the environment says; not stored."""
+
+
+_GOES_ON: Final = "What was committed stays; `actstore.fill(…)` goes on with the rest."
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,10 @@ class Worker:
             raise CaptureError(
                 f"Interrupted: {blocks_so_far(folder, record)}. `actstore.fill(…)` goes on with the rest."
             ) from None
+        except StorageError as error:
+            if error.may_pass:
+                error.args = (f"{error} {_GOES_ON}",)
+            raise
         return tuple(committed)
 
     @contextmanager
@@ -98,6 +105,8 @@ class Worker:
             if self.number is None or not claims.held:
                 raise
             what = str(error) if isinstance(error, ActstoreError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, StorageError) and error.may_pass:
+                what = f"{what} {_GOES_ON}"
             raise CaptureError(
                 f"Worker {self.number} of {self.n_workers} failed in block {', '.join(map(str, claims.held))} of capture "
                 f"{self.record.name!r}: {what}"

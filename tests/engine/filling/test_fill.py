@@ -20,10 +20,11 @@ from written_captures import downloaded, written
 import actstore
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.sizes import estimate_objects
+from actstore.engine.capture.steps.filler import Filler
 from actstore.engine.workers import numerics
 from actstore.store.capture.commits import committed_blocks
 from actstore.store.capture.workers.claims import BlockClaims
-from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError, ReadOnlyError
+from actstore.store.errors import CaptureError, InvalidInputError, NotFoundError, ReadOnlyError, StorageError
 from actstore.store.layout import claim_key, claims_prefix, numerics_key
 from actstore.store.storage import lock
 from actstore.store.storage.folder import Folder
@@ -321,3 +322,26 @@ def test_workers_fill_a_capture_on_an_object_store(
     capture = actstore.finish(location)
     assert sorted(block for blocks in filled for block in blocks) == list(range(capture.record.plan.n_blocks))
     assert written(downloaded(location, tmp_path / "copy")) == written(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("may_pass", [True, False])
+def test_where_a_network_was_cut_it_is_said_how_to_go_on(
+    store: Path, tiny_model: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch, may_pass: bool
+) -> None:
+    """Where the same request may succeed later: a wrong name or key is corrected first."""
+
+    def cut(*_: object, **__: object) -> None:
+        error = StorageError("s3://bucket/store cannot be written: no server answers.")
+        error.may_pass = may_pass
+        raise error
+
+    monkeypatch.setattr(Filler, "fill", cut)
+    monkeypatch.setattr(Filler, "fill_claimed", cut)
+    said = r"s3://bucket/store cannot be written: no server answers\."
+    with pytest.raises(StorageError, match=said) as error:
+        actstore.fill(store)
+    assert ("What was committed stays; `actstore.fill(…)` goes on" in str(error.value)) == may_pass
+    options = dataclasses.replace(OPTIONS, resume=True)
+    with pytest.raises(StorageError, match=said) as error:
+        actstore.capture(str(tiny_model), corpus, store, options=options)
+    assert ("What was committed stays; the same call with `resume=True` goes on" in str(error.value)) == may_pass

@@ -177,7 +177,7 @@ def test_a_full_disk_keeps_what_was_committed(folder, record, monkeypatch, full_
         fill(folder, record, 4)
     assert str(caught.value) == (
         f"The disk of {folder} is full: block 2 of capture 'corpus' could not be written. Everything committed before it "
-        "stays readable; make room and run again with `resume=True`."
+        "stays readable; make room, and run the same again, a capture with `resume=True`."
     )
     assert committed_blocks(folder, "corpus") == [0, 1]
     assert check_block(folder, read_capture(folder, "corpus"), 1).damage == []
@@ -289,7 +289,7 @@ def test_a_disk_that_fails_to_sync(tmp_path, record, monkeypatch, failing, numbe
         fill(folder, record, 3, first=1)
     assert str(caught.value) == (
         f"The disk of {folder} {reason}: block 1 of capture 'corpus' could not be written. Everything committed before it "
-        f"stays readable; {remedy} and run again with `resume=True`."
+        f"stays readable; {remedy}, and run the same again, a capture with `resume=True`."
     )
     assert len(began) == 1
     assert committed_blocks(folder, "corpus") == [0]
