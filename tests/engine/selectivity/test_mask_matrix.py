@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from actstore.engine.selectivity.mask_matrix import (
 )
 from actstore.engine.selectivity.selectivity import SelectivitySettings, find_selectivity
 from actstore.store.errors import InvalidInputError
+from actstore.store.layout import IMAGE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -329,8 +331,10 @@ class TestRefusals:
             measure_masks(encoder, held, neurons, [])
 
     def test_tokens_that_stand_for_images(self, held: Capture, loaded: LoadedModel, neurons: Any) -> None:
-        windows = list(windows_of_capture(held, "language", LANGUAGES, 50))
-        windows[0][1].modality[1] = 3
+        (label, first), *others = windows_of_capture(held, "language", LANGUAGES, 50)
+        modality = first.modality.copy()  # the capture keeps its own
+        modality[1] = IMAGE
+        windows = [(label, replace(first, modality=modality)), *others]
         with pytest.raises(InvalidInputError, match="hold images, which token ids alone do not represent"):
             measure_masks(loaded, held, neurons, windows)
 
