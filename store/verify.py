@@ -25,7 +25,7 @@ from actstore.store.errors import FormatError, NotFoundError, UnlistableError, f
 from actstore.store.explanations.files import damaged_files as damaged_explanations
 from actstore.store.explanations.record import RECORD as SET_RECORD
 from actstore.store.files.checksums import verify_checksums
-from actstore.store.files.groups import damaged_group
+from actstore.store.files.groups import CAPTURES, damaged_group
 from actstore.store.files.names import KINDS, stored_names, unlisted_names
 from actstore.store.files.parquet import read_metadata
 from actstore.store.graphs.record import check_belongs, read_record
@@ -185,8 +185,8 @@ def verify_root(folder: Folder) -> list[Damage]:
             belongs = partial(check_beside_root, folder, key, root) if key in tables else None
             found = guarded(key, partial(_complaint, key, belongs, check))
             damage += [Damage(None, None, None, None, *one) for one in found]
-    if (what := damaged_group(folder, "captures")) is not None:
-        damage.append(Damage(None, None, None, None, "captures/zarr.json", what))
+    if (what := damaged_group(folder, CAPTURES)) is not None:
+        damage.append(Damage(None, None, None, None, f"{CAPTURES}/zarr.json", what))
     for name in stored_names(folder, "explanations"):
         broken = guarded(f"explanations/{name}", partial(damaged_explanations, folder, name, root))
         damage += [Damage(None, None, None, None, *one) for one in broken]

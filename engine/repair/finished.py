@@ -10,6 +10,7 @@ from actstore.store.capture.statistics.capture_statistics import CaptureStatisti
 from actstore.store.capture.statistics.running import CHECKPOINT_BLOCKS
 from actstore.store.files.arrays import create_block_array
 from actstore.store.files.block_arrays import block_arrays
+from actstore.store.files.groups import groups_of_capture, write_group
 from actstore.store.layout import capture_key, folded_statistics_key
 
 if TYPE_CHECKING:
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 
 def write_metadata(folder: Folder, record: CaptureRecord, keys: Iterable[str]) -> None:
-    """Write the metadata of some arrays of blocks, by their keys below the capture (`values/mlp.post/0/zarr.json`)."""
+    """Write the metadata of arrays of blocks and of groups, by their keys below the capture: `values/mlp.post/0/zarr.json`."""
     wanted = {f"{capture_key(record.name)}/{key}" for key in keys}
+    for group in groups_of_capture(record):
+        if f"{group}/zarr.json" in wanted:
+            write_group(folder, group)
     with scratch_folder(folder, record.name) as scratch:
         for spec in block_arrays(record):
             if (key := f"{spec.key}/zarr.json") in wanted:

@@ -19,6 +19,7 @@ from actstore.store.capture.committed import complete_index
 from actstore.store.capture.statistics.capture_statistics import is_finished
 from actstore.store.capture.statistics.standing import standing
 from actstore.store.errors import ActstoreError, CaptureError
+from actstore.store.files.groups import CAPTURES, write_group
 from actstore.store.files.names import KINDS, write_names
 from actstore.store.layout import committed_key, folded_statistics_key, names_key
 from actstore.store.reader import Capture, Store
@@ -97,6 +98,9 @@ def _repair_root(store: Store, model: RepairModel) -> list[Outcome]:
         if one.key in indexes:
             write_names(store.folder, indexes[one.key])
             outcomes.append(Outcome(one, True, "written again from what the store lists"))
+        elif one.key == f"{CAPTURES}/zarr.json":
+            write_group(store.folder, CAPTURES)
+            outcomes.append(Outcome(one, True, "written again: it says the same in every store"))
         elif one not in of_model:
             outcomes.append(Outcome(one, False, _elsewhere(one)))
     if not of_model:

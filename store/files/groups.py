@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Final
 
-from actstore.store.errors import FormatError, NotFoundError
+from actstore.store.errors import FormatError, NotFoundError, finding
 from actstore.store.files.block_arrays import block_arrays
 from actstore.store.layout import GATE_SIGN, groups_above, plan_key, statistics_key
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from actstore.store.files.records import CaptureRecord
     from actstore.store.storage.folder import Folder
 
+CAPTURES: Final = "captures"
+"""The group above all captures."""
 EMPTY_GROUP: Final = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 
 
@@ -36,11 +39,16 @@ def damaged_group(folder: Folder, group: str) -> str | None:
     except NotFoundError:
         return None
     except FormatError as error:
-        return str(error)
+        return finding(error)
     # What Zarr itself wrote may say that there is no consolidated metadata.
     if {key: value for key, value in found.items() if value is not None} == EMPTY_GROUP:
         return None
-    return f"is not the metadata of a group, {EMPTY_GROUP}: put that into the file"
+    return "is not the metadata of a group"
+
+
+def write_group(folder: Folder, group: str) -> None:
+    """Write a group's metadata, with the bytes that Zarr writes."""
+    folder.write(f"{group}/zarr.json", json.dumps(EMPTY_GROUP, indent=2).encode())
 
 
 def damaged_groups(folder: Folder, record: CaptureRecord) -> Iterator[tuple[str, str]]:

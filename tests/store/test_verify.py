@@ -11,7 +11,6 @@ from elsewhere import Elsewhere
 from actstore.engine.workers.scan import Scan
 from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import read_block_statistics
-from actstore.store.damage import Damage
 from actstore.store.errors import FormatError
 from actstore.store.files.groups import damaged_groups
 from actstore.store.files.shards import checksum

@@ -23,6 +23,7 @@ from actstore.store.capture.commits import read_commit
 from actstore.store.capture.statistics.capture_statistics import CaptureStatistics, read_block_statistics
 from actstore.store.errors import InvalidInputError, NotFoundError, ReadOnlyError
 from actstore.store.files.bundles.writer import BundleWriter
+from actstore.store.files.groups import EMPTY_GROUP
 from actstore.store.files.shards import checksum, encode_shard, shard_seed
 from actstore.store.storage.folder import Folder
 from actstore.store.storage.lock import own
@@ -157,6 +158,19 @@ def test_what_follows_from_the_blocks_needs_no_model(
     before = files_of(store)
     damage(store / IN_CAPTURE / key)
     repaired(store, before)
+
+
+def test_the_metadata_of_groups_are_written_again_as_they_were(copied: Callable[..., Path]) -> None:
+    store = copied()
+    before = files_of(store)
+    groups = [
+        store / key for key, data in before.items() if key.endswith("zarr.json") and json.loads(data) == EMPTY_GROUP
+    ]
+    assert {store / "captures/zarr.json", store / "captures/corpus/tokens/zarr.json"} < {*groups}
+    for file in groups:
+        flip(file)
+    report = repaired(store, before)
+    assert len(report.repaired) == len(groups)
 
 
 def test_a_lost_table_of_neurons_is_written_again(copied: Callable[..., Path]) -> None:
