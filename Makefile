@@ -92,10 +92,10 @@ build/explorer/installed: explorer/frontend/package.json explorer/frontend/packa
 	cd build/explorer && npm ci --silent --no-audit --no-fund
 	touch $@
 
-# The explorer in a real browser: Chromium, as Debian's package of that name has it.
+# The explorer and the documentation in a real browser: Chromium, as Debian's package of that name has it.
 test-browser: env
-	$(PIP) $(LOCKED) --no-build-isolation --editable '.[browser]'
-	$(PYTEST) -rs tests/explorer/test_browser*.py $(ARGS)
+	$(PIP) $(LOCKED) --no-build-isolation --editable '.[browser,docs]'
+	$(PYTEST) -rs tests/explorer/test_browser*.py tests/test_browser*.py $(ARGS)
 
 # A page that does not build, or a link that leads nowhere, is an error. The pages are in build/docs.
 docs: $(VENV)/installed-docs

@@ -10,9 +10,14 @@ from griffe import Extension, Object
 _EXAMPLE = re.compile(r"^>>> .*(?:\n(?:>>>|\.\.\.) .*)*", re.MULTILINE)
 
 
+_PATTERN = re.compile(r'"[^"\n`]*\*[^"\n`]*"')
+"""A text in quotes with an asterisk, such as "*.py": two of them would be italics."""
+
+
 def as_markdown(docstring: str) -> str:
-    """A docstring with each run of `>>>` lines fenced."""
-    return _EXAMPLE.sub(lambda found: f"```python\n{found[0]}\n```", docstring)
+    """A docstring with each run of `>>>` lines fenced, and quoted patterns as code."""
+    fenced = _EXAMPLE.sub(lambda found: f"```python\n{found[0]}\n```", docstring)
+    return _PATTERN.sub(lambda found: f"`{found[0]}`", fenced)
 
 
 class Examples(Extension):

@@ -6,11 +6,13 @@ and the classes that those give to their callers.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import re
 import shutil
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 import typer.cli
@@ -59,6 +61,17 @@ method of a store answers with an `Answer`, and is on [the page of its method](m
 """
 
 
+def _neighbour(name: str) -> Any:
+    """Another module of docs/, which is no package: MkDocs loads hooks by their path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+examples = _neighbour("command_examples")
 ROOT = Path(__file__).parent.parent
 SOURCES = ("api", "commands", "display", "engine", "explorer", "kernels", "store")
 
@@ -92,6 +105,10 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     return re.sub(r"\]\((?:\.\./)+examples/([\w-]+)\.ipynb", rf"]({up}notebooks/\1.md", markdown)
 
 
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+"""A colour of a terminal, which a cell that prints may have shown."""
+
+
 def notebooks() -> Iterator[tuple[str, str | bytes]]:
     """Every notebook of the examples as a page, notebooks/NAME.md, and its pictures; what its cells show is in its file."""
     from nbconvert import MarkdownExporter
@@ -100,18 +117,57 @@ def notebooks() -> Iterator[tuple[str, str | bytes]]:
         resources = {"unique_key": path.stem, "output_files_dir": f"{path.stem}-pictures"}
         text, made = MarkdownExporter().from_filename(str(path), resources)
         text = text.replace("](../docs/", "](../")  # links of a notebook hold where it lies
+        text = _ESCAPE.sub("", text)
         yield f"notebooks/{path.stem}.md", f"{text}\nThis page is `examples/{path.name}`, as it was run last.\n"
         for name, data in made["outputs"].items():
             yield f"notebooks/{name}", data
 
 
 def command_line() -> str:
-    """Every command, its arguments and options, as Markdown."""
-    command = typer.main.get_command(application())
+    """Every command as Markdown: what it does, an example with its output and picture, its arguments and options."""
+    command: Any = typer.main.get_command(application())
     context = command.make_context("actstore", [], resilient_parsing=True)
     text = typer.cli.get_docs_for_click(obj=command, ctx=context, name="actstore", title="Command line")
     # The lists of subcommands cut their sentences short, and the headings that follow say the same.
-    return re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", text)
+    text = re.sub(r"\*\*Commands\*\*:\n\n(?:\* .*\n)+", "", text)
+    text = re.sub(r"^(\$ actstore .*)$", lambda usage: re.sub(r"[{}]", "", usage[1]), text, flags=re.MULTILINE)
+    groups = {name: list(one.commands) for name, one in command.commands.items() if hasattr(one, "commands")}
+    head, *sections = _SECTION.split(text)
+    parts = [head, _overview(command)]
+    for heading, body in zip(sections[::2], sections[1::2], strict=True):
+        parts += [heading, _with_example(heading.strip("#` \n").removeprefix("actstore "), body, groups)]
+    return "".join(parts)
+
+
+_SECTION = re.compile(r"^(##+ `actstore [^`]+`\n)", re.MULTILINE)
+
+
+def _with_example(command: str, body: str, groups: dict[str, list[str]]) -> str:
+    """The section of a command, with its example before its usage; of a group, a link to its subject."""
+    own = examples.SUBJECTS[command.split()[0]]
+    if command in groups:
+        return body.replace("**Usage**:", f"Explained in [{examples.title_of(own)}]({own}).\n\n**Usage**:", 1)
+    example = examples.example_for(command, groups)
+    if example is None:
+        raise ValueError(f"No page shows what `actstore {command}` prints: add it to a tour of demo/tour.py, on {own}.")
+    subject = "" if example.page == own else f"Explained in [{examples.title_of(own)}]({own}).\n\n"
+    return body.replace("**Usage**:", f"{examples.as_markdown(example)}{subject}**Usage**:", 1)
+
+
+def _overview(command: Any) -> str:
+    """A table of all commands: the first sentence of what each says of itself, and the page on which it is explained."""
+    rows = ["## All commands\n", "| command | what it does | explained in |", "|---|---|---|"]
+    for name, one in command.commands.items():
+        own = examples.SUBJECTS[name]
+        for path, leaf in (
+            [(name, one)]
+            if not hasattr(one, "commands")
+            else [(f"{name} {sub}", leaf) for sub, leaf in one.commands.items()]
+        ):
+            sentence = re.split(r"(?<=[.])\s(?=[A-Z*])", " ".join(leaf.help.split()))[0]
+            place = f"actstore-{path.replace(' ', '-')}"
+            rows.append(f"| [`{path}`](#{place}) | {sentence} | [{examples.title_of(own)}]({own}) |")
+    return "\n".join(rows) + "\n\n"
 
 
 def api() -> str:

@@ -27,7 +27,7 @@ EVERYDAY = {
 """Words that mean what a reader takes them for, or that every page has."""
 _ROW = re.compile(r"^\| (?!here \|)(?!---)([^|]+?) \|", re.MULTILINE)
 _TAG = re.compile(r"(<[^>]+>)")
-_NOT_TEXT = "a|code|pre|h[1-6]|figcaption|script|style|th"
+_NOT_TEXT = "a|code|pre|h[1-6]|figcaption|script|style|svg|th"
 _OPEN, _CLOSE = re.compile(rf"<({_NOT_TEXT})\b"), re.compile(rf"</({_NOT_TEXT})>")
 
 

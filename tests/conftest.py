@@ -17,6 +17,7 @@ import typer
 if not torch.cuda.is_available():  # Triton decides when it is first imported, by transformers or by a kernel
     os.environ["TRITON_INTERPRET"] = "1"
 
+from chromium import chromium
 from explored import once_each
 from hypothesis import HealthCheck, settings
 from interpreter import patch_once_per_launch
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-__all__ = ["launches", "s3", "s3_location", "s3_server"]
+__all__ = ["chromium", "launches", "s3", "s3_location", "s3_server"]
 
 EXPLORE, FSYNC = load._explore, os.fsync
 

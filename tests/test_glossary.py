@@ -26,6 +26,7 @@ def test_a_word_is_a_link_once_and_in_text_only(links: Any) -> None:
     page = (
         '<h2 id="x">Exemplars</h2><p>An <code>exemplar</code>, <a href="y">an exemplar</a>, Exemplars, exemplars; '
         'write vectors, <em>write vector</em>; non-exemplar, exemplary</p><pre><span class="k">write</span> exemplar</pre>'
+        "<svg><text>context token</text></svg>"
     )
     place = 'class="term" href="../glossary.html#term-exemplar"'
     found = links.with_links(page, "../glossary.html")

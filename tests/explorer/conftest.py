@@ -15,7 +15,7 @@ import actstore
 from actstore.explorer.pages.table import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 DATA = Path(__file__).parents[1] / "store" / "data"
 
@@ -74,20 +74,6 @@ def page() -> Callable[..., dict[str, Any]]:
         return Address.parse(address).document(store)
 
     return read
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """Debian's Chromium, driven by Playwright; where either is missing, the test is skipped."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright: `make test-browser` installs it")
-    browser_support = pytest.importorskip("explorer_browser", reason="no server")
-    if browser_support.CHROMIUM is None:
-        pytest.skip("no browser: `apt-get install chromium`")
-    with playwright.sync_playwright() as driver:
-        # As root, in a container, Chromium starts without its sandbox alone.
-        browser = driver.chromium.launch(executable_path=browser_support.CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @dataclass
