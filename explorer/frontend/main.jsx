@@ -4,8 +4,8 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { parseNeuron } from "./format.js";
 import { inNotebook, tellHost } from "./host.js";
 import { Empty, Select, code, useKeys } from "./parts.jsx";
-import { backStep, go, hashOf, useRoute } from "./route.js";
-import { readStores } from "./source.js";
+import { addressOf, backStep, go, hashOf, useRoute } from "./route.js";
+import { readDocument, readStores } from "./source.js";
 import { ComparePage } from "./pages/compare.jsx";
 import { NeuronPage } from "./pages/neuron.jsx";
 import { OverviewPage } from "./pages/overview.jsx";
@@ -29,10 +29,17 @@ const PAGES = {
 // A card is a page without what is around it: in a notebook, under the cell that asked for one neuron.
 const isCard = "card" in document.documentElement.dataset;
 
+/** Asks for the document of a link to a neuron beside the list of stores, which says what else the page has: its tokens stand sooner. */
+function readAhead({ store, page, parts }) {
+  if (page === "neuron" && parts.length === 3) readDocument(store, addressOf(page, parts)).catch(() => {}); // the page asks again, and says it
+}
+
 function Explorer() {
   const [found, setFound] = useState({ loading: true });
+  const route = useRoute();
   useEffect(() => {
     readStores().then((form) => setFound({ form }), (error) => setFound({ error: error.message }));
+    readAhead(route);
   }, []);
   if (found.error) return <main><p class="error" role="alert">{code(found.error)}</p></main>;
   if (!found.form) return <main><p role="status">Opening the store …</p></main>;
