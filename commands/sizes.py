@@ -44,7 +44,9 @@ def register(app: typer.Typer) -> None:
 
 def sizes(
     model: ModelName,
-    tokens: Annotated[str, typer.Option(metavar="N", help="Number of tokens to be captured, which may be written 1e9.")],
+    tokens: Annotated[
+        str, typer.Option(metavar="N", help="Number of tokens to be captured, which may be written 1e9.")
+    ],
     precision: Annotated[
         list[PrecisionName] | None,
         typer.Option(help="How activations are encoded; repeat for more. [default: each]"),
