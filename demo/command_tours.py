@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[Step, ...]] = {
         Step("Values in another order on disk, without the model:", ""),
         Step("", "actstore reorder medium.actstore --order mlp.post=token"),
     ),
+    "output-sizes": (Step("", "actstore sizes demo/models/stdlib-llama --tokens 1e9"),),
     "output-steps": (
         Step(
             "",

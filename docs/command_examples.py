@@ -23,6 +23,7 @@ SUBJECTS = {
     "demo": "install.md",
     "inspect": "capture.md",
     "capture": "capture.md",
+    "sizes": "scale.md",
     "plan": "scale.md",
     "fill": "scale.md",
     "finish": "scale.md",
