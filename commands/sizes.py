@@ -76,11 +76,12 @@ def sizes(
     with terminal.spinner(f"inspecting {model}", enabled=not quiet):
         from actstore.engine.capture.scale import sizes as run  # takes longer to load than most models to inspect
 
-        table = run(
-            model, parse_count(tokens), precision=precision, sites=sites, layers=parse_layers(layers), part=part, keep=keep,
-            gate_sign=gate_sign, exemplars=exemplars, context=context, block_tokens=block_tokens, bundle=bundle, dtype=dtype,
-            memory=None if memory is None else parse_bytes(memory), trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        settings: dict[str, Any] = {  # the option's type has checked each word
+            "precision": precision, "sites": sites, "layers": parse_layers(layers), "part": part, "keep": keep,
+            "gate_sign": gate_sign, "exemplars": exemplars, "context": context, "block_tokens": block_tokens, "bundle": bundle,
+            "dtype": dtype, "memory": None if memory is None else parse_bytes(memory),
+        }  # fmt: skip
+        table = run(model, parse_count(tokens), trust_remote_code=trust_remote_code, **settings)
     rows = table.to_pylist()
     if as_json:
         print_json({"model": model, "precisions": rows})

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from tests.conftest import Result  # type: ignore[import-not-found]
 
 COMMANDS = (
-    "demo", "inspect", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy", "reorder",
+    "demo", "inspect", "sizes", "capture", "plan", "fill", "finish", "import", "info", "verify", "repair", "copy",
+    "reorder",
     "top", "stats", "sql", "export", "serve", "site", "contributions", "attribute", "naica", "questions", "knowledge",
     "selectivity", "change", "coverage", "coactivation", "graphs", "explain", "multimodal", "edit",
 )  # fmt: skip
