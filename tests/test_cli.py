@@ -497,6 +497,8 @@ def test_errors_take_one_line_and_their_own_status(capsys: pytest.CaptureFixture
     assert fail(ModelError("expected a model")) == (2, "Error: Expected a model.\n")
     assert fail(InvalidInputError("texts/a.txt is empty.")) == (2, "Error: texts/a.txt is empty.\n")
     assert fail(OSError(28, "No space left on device", "x")) == (2, "Error: No space left on device: x.\n")
+    of_arrow = "Error writing bytes to file. Detail: [errno 28] No space left on device"
+    assert fail(OSError(28, of_arrow, "x")) == (2, "Error: No space left on device: x.\n")
     assert fail(IsADirectoryError(21, "Is a directory", "x")) == (2, "Error: Is a directory: x.\n")
     assert fail(MemoryError("37 TiB")) == (2, "Error: There is not enough memory for this command: 37 TiB.\n")
     assert fail(KeyboardInterrupt()) == (130, "Interrupted.\n")
