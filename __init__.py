@@ -3,9 +3,10 @@
 Writing: `actstore.capture` runs a model over a corpus of text or images and stores the activations of its neurons;
 `actstore.plan`, `actstore.fill` and `actstore.finish` do the same in three steps, of which many processes may take the second
 (`FillOptions`);
-`actstore.estimate` gives the size and time of a capture (a `CaptureEstimate`) and writes nothing; `actstore.attribute` lets a
-model answer multiple-choice questions and stores every neuron's attribution to the answers, and `actstore.questions` asks
-those of the QRNCA paper. `RunOptions` say how a run is carried out: device, memory, resuming. `actstore.inspect` describes
+`actstore.estimate` gives the size and time of a capture (a `CaptureEstimate`) and writes nothing, `actstore.sizes` what
+captures of any number of tokens would take, by a model's configuration alone; `actstore.attribute` lets a model answer
+multiple-choice questions and stores every neuron's attribution to the answers, and `actstore.questions` asks those of the
+QRNCA paper. `RunOptions` say how a run is carried out: device, memory, resuming. `actstore.inspect` describes
 what of a model would be captured (a `ModelSpec`). `actstore.copy` copies a store to another location (a `CopyReport`).
 `actstore.CaptureBuilder` makes a capture of arrays, and `actstore.import_activations` of what other tools left. `actstore.mix`
 mixes the batches of several captures, to train on.

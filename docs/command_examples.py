@@ -8,12 +8,11 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
+import unicodedata
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from markdown.extensions.toc import slugify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,6 +80,12 @@ class Example:
         return any(not line.startswith("$ ") for line in self.block.splitlines())
 
 
+def anchor_of(heading: str) -> str:
+    """The anchor that Python-Markdown gives a heading, which is not there where the tests run."""
+    plain = unicodedata.normalize("NFKD", re.sub(r"[`*]", "", heading)).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
+
+
 def command_of(line: str, groups: dict[str, list[str]]) -> str:
     """Which command a command line runs: `naica facts.actstore` is `naica show`. `groups`: group → its subcommands."""
     words = shlex.split(line)[1:]
@@ -98,7 +103,7 @@ def examples_of(page: str, groups: dict[str, list[str]]) -> Iterator[Example]:
             continue
         heading = [match[1] for match in _HEADING.finditer(text, 0, found.start())][-1]
         picture = found["picture"] and posixpath.normpath(posixpath.join(posixpath.dirname(page), found["picture"]))
-        place = slugify(re.sub(r"[`*]", "", heading), "-")
+        place = anchor_of(heading)
         yield Example(page, place, command_of(first[2:], groups), found["block"], picture, found["about"] or "")
 
 

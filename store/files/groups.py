@@ -40,8 +40,8 @@ def damaged_group(folder: Folder, group: str) -> str | None:
         return None
     except FormatError as error:
         return finding(error)
-    # What Zarr itself wrote may say that there is no consolidated metadata.
-    if {key: value for key, value in found.items() if value is not None} == EMPTY_GROUP:
+    # A group need not have attributes; what Zarr itself wrote may say that there is no consolidated metadata.
+    if {"attributes": {}} | {key: value for key, value in found.items() if value is not None} == EMPTY_GROUP:
         return None
     return "is not the metadata of a group"
 

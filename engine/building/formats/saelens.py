@@ -28,7 +28,7 @@ def read(source: Any, options: ReadOptions) -> Iterator[Batch]:
             try:
                 for rows in pa.ipc.open_stream(file):
                     yield _batch(rows, path, options)
-            except pa.ArrowInvalid as error:
+            except (pa.ArrowInvalid, json.JSONDecodeError) as error:  # the second of types that datasets registers
                 raise InvalidInputError(f"{path} cannot be read as Arrow: {error}. Check the file.") from None
 
 

@@ -167,25 +167,35 @@ def test_hidden_states_per_sample(
     assert "do not say of which layers they are. Pass --layers" in cli("import", tmp_path, store, "--name", "more").err
 
 
+@pytest.mark.parametrize("is_loaded", [False, True])
 def test_a_cached_data_set_of_saelens(
-    gpt2: GPT2LMHeadModel, tokens: torch.Tensor, store: Path, tmp_path: Path, cli: Callable[..., Result]
+    gpt2: GPT2LMHeadModel,
+    tokens: torch.Tensor,
+    store: Path,
+    tmp_path: Path,
+    cli: Callable[..., Result],
+    is_loaded: bool,
 ) -> None:
-    """As datasets writes Array2D: an extension of nested lists, in the stream format of Arrow."""
+    """As datasets writes Array2D: an extension of nested lists, in Arrow's stream format. Loaded, it registers the type."""
+    if is_loaded:
+        import datasets  # noqa: F401
     values = plain_cache(gpt2, tokens)["blocks.1.hook_resid_post"]
     name = "blocks.1.hook_resid_post"
     storage = pa.array(values.tolist(), pa.list_(pa.list_(pa.float32())))
     ids = pa.array(tokens.tolist(), pa.list_(pa.int32(), 20))
-    field = pa.field(
-        name, storage.type, metadata={"ARROW:extension:name": "datasets.features.features.Array2DExtensionType"}
-    )
+    extension = {
+        "ARROW:extension:name": "datasets.features.features.Array2DExtensionType",
+        "ARROW:extension:metadata": json.dumps([[20, 16], "float32"]),
+    }
+    field = pa.field(name, storage.type, metadata=extension)
     schema = pa.schema([field, pa.field("token_ids", ids.type)])
     with pa.OSFile(str(tmp_path / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, schema) as out:
         for first in (0, 2):
             out.write_batch(pa.record_batch([storage.slice(first, 2), ids.slice(first, 2)], schema=schema))
     (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}))
-    actstore.import_activations(tmp_path, store, name="sae")
+    actstore.import_activations(tmp_path, store, name=(made := f"sae-{is_loaded}"))
     opened = actstore.open(store)
-    ours, theirs = opened.capture(), opened.capture("sae")
+    ours, theirs = opened.capture(), opened.capture(made)
     assert theirs.record.sites == {"resid.post": {"1": 16}}
     assert theirs.tokens()["id"].to_pylist() == tokens.flatten().tolist()
     np.testing.assert_allclose(theirs.activations(1, 3, "resid.post"), values[..., 3].flatten(), atol=1e-6)
