@@ -194,7 +194,8 @@ def _system_error(error: OSError) -> str:
         lines = (line.strip() for line in str(error).splitlines())
         return _sentence(next((line for line in lines if line), type(error).__name__))
     # Arrow puts what it was doing around the system's words.
-    reason = os.strerror(error.errno) if error.errno in errno.errorcode else error.strerror
+    is_wrapped = error.errno is not None and f"[errno {error.errno}]" in error.strerror
+    reason = os.strerror(error.errno or 0) if is_wrapped else error.strerror
     files = ", ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
     if error.errno in _TOO_MANY_FILES:
         return _sentence(f"{reason}{files and f': {files}'}; raise the limit with `ulimit -n 4096`")
