@@ -174,7 +174,8 @@ def test_finished_graphs_are_not_overwritten(folder: Folder) -> None:
 
 
 def test_an_unfinished_build_is_resumed_or_begun_again(folder: Folder) -> None:
-    GraphWriter(folder, make_record()).add(0, [1], make_nodes(SMALL), maximum=1, n_events=1)
+    with GraphWriter(folder, make_record()) as stopped:  # let go of here, not when it is collected
+        stopped.add(0, [1], make_nodes(SMALL), maximum=1, n_events=1)
     assert graph_names(Store(folder.location).folder) == ()
     with pytest.raises(InvalidInputError, match="begun with"):
         GraphWriter(folder, make_record(n_neurons=9), resume=True)
