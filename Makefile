@@ -38,9 +38,11 @@ demo: env
 
 # A process a processor, four at most: each holds a torch of its own. JOBS=0 runs the tests one after another.
 JOBS ?= auto
+# The order of the tests: shuffled, the same every time; SEED=N is another.
+SEED ?= 2457011567
 # Machine code of the kernels, minutes of compiling, is kept for the next checkout; what is two weeks old goes.
 MACHINE_CODE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/actstore-tests
-PYTEST := PYTHONDONTWRITEBYTECODE= NUMBA_CACHE_DIR='$(MACHINE_CODE)' $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= NUMBA_CACHE_DIR='$(MACHINE_CODE)' $(BIN)/python -m pytest --numprocesses $(JOBS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder --randomly-seed $(SEED)
 
 test: env
 	@find '$(MACHINE_CODE)' -mindepth 1 -maxdepth 1 -mtime +14 -exec rm -r {} + 2>/dev/null || true
