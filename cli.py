@@ -193,9 +193,9 @@ def _system_error(error: OSError) -> str:
     if error.strerror is None:
         lines = (line.strip() for line in str(error).splitlines())
         return _sentence(next((line for line in lines if line), type(error).__name__))
-    # Arrow puts what it was doing around the system's words.
-    is_wrapped = error.errno is not None and f"[errno {error.errno}]" in error.strerror
-    reason = os.strerror(error.errno or 0) if is_wrapped else error.strerror
+    reason = error.strerror
+    if error.errno is not None and f"[errno {error.errno}]" in reason:  # Arrow's words around the system's
+        reason = os.strerror(error.errno)
     files = ", ".join(os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes))
     if error.errno in _TOO_MANY_FILES:
         return _sentence(f"{reason}{files and f': {files}'}; raise the limit with `ulimit -n 4096`")

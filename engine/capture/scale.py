@@ -116,23 +116,13 @@ def sizes(
         "block_tokens": block_tokens, "bundle": bundle,
     }  # fmt: skip
     requested = {name: value for name, value in requested.items() if value is not None}
+    n_tokens = argument("tokens", tokens, int)
+    run: dict[str, Any] = {"memory": argument("memory", memory, int | None), "dtype": argument("dtype", dtype, str)}
     spec = ModelSource.of(model).inspect(trust_remote_code=trust_remote_code)
     rows = []
     for name in named:
-        kept = {"keep": keep} if keep is not None and name == "sparse" else {}
-        rows.append(
-            asdict(
-                capture_scale(
-                    spec,
-                    argument("tokens", tokens, int),
-                    memory=argument("memory", memory, int | None),
-                    dtype=argument("dtype", dtype, str),
-                    precision=name,
-                    **requested,
-                    **kept,
-                )
-            )
-        )
+        kept: dict[str, Any] = {"keep": keep} if keep is not None and name == "sparse" else {}
+        rows.append(asdict(capture_scale(spec, n_tokens, precision=name, **run, **requested, **kept)))
     return Table(pa.table({field.name: [row[field.name] for row in rows] for field in fields(CaptureScale)}))
 
 
