@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import warnings
 from functools import cache
@@ -141,6 +142,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else each attempt to reach the Hub is announced
     os.environ.setdefault("TQDM_DISABLE", "1")
+    # With which schedulers and containers say that time is up: what Ctrl-C keeps and lets go of, this does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_run(application(sys.argv[1] if len(sys.argv) > 1 else "")))
 
 

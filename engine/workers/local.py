@@ -23,7 +23,8 @@ Result = TypeVar("Result")
 _PATIENCE_S: Final = 60.0
 """How long a worker may take to end what Ctrl-C ends, before it is killed: to commit the block that it has."""
 _PROGRAM: Final = """import signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
+for told in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(told, signal.SIG_IGN)
 from actstore.engine.workers.local import serve
 serve(int(sys.argv[1]))
 """
@@ -134,7 +135,7 @@ class _Process:
 def serve(descriptor: int) -> None:
     """What a worker's process does: take the function, then items, and send what comes of each, until the connection ends.
 
-    Ctrl-C counts during an item only: between them there is nothing to interrupt.
+    Ctrl-C, and SIGTERM alike, count during an item only: between them there is nothing to interrupt.
     """
     connection = Connection(descriptor)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
@@ -143,18 +144,23 @@ def serve(descriptor: int) -> None:
             item = connection.recv()
             answer: tuple[bool, Any]
             try:
-                signal.signal(signal.SIGINT, _interrupt_once)
+                _on_interrupt(_interrupt_once)
                 if connection.poll():  # nothing but the end comes before the answer
                     return
                 answer = False, function(item)
             except (Exception, KeyboardInterrupt) as error:
                 answer = True, error
             finally:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                _on_interrupt(signal.SIG_IGN)
             connection.send(answer)
+
+
+def _on_interrupt(handler: Callable[..., None] | signal.Handlers) -> None:
+    for told in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(told, handler)
 
 
 def _interrupt_once(*_: object) -> None:
     """Ctrl-C comes from the terminal and from `interrupt`: the second must not stop the clearing up after the first."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _on_interrupt(signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -45,6 +45,18 @@ def die(number: int) -> int:
     return number
 
 
+def end_oneself(number: int) -> int:
+    """The process of item 1 is told to end as schedulers tell, twice."""
+    if number == 1:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+        except KeyboardInterrupt:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise
+    return number
+
+
 def variable(name: str) -> str | None:
     """A variable of the environment."""
     return os.environ.get(name)

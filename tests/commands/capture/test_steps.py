@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,6 +82,27 @@ def test_torchrun_fills_a_capture(planned: Path) -> None:
         planned,
     )
     assert actstore.finish(planned).is_complete
+
+
+@pytest.mark.slow
+def test_a_worker_whose_time_is_up_lets_go_of_its_blocks(
+    cli: Callable[..., Any], tiny_model: Path, corpus: Path, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    planned = cli("plan", tiny_model, corpus, store, "--context", "16", "--memory", "32KB", "--quiet", "--json").json
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "actstore.cli", "fill", str(store), "--worker", "0/1"], stderr=subprocess.PIPE, text=True
+    )
+    while worker.poll() is None and not (store / "captures/corpus/blocks/2.json").exists():
+        time.sleep(0.001)
+    worker.send_signal(signal.SIGTERM)
+    _, err = worker.communicate(timeout=60)
+    assert worker.returncode == 1, err
+    told = re.compile(r"Error: Interrupted: (\d+) of \d+ blocks of capture 'corpus' are in .*`actstore fill`.*\.\n")
+    assert (found := told.search(err)), err
+    committed = list((store / "captures/corpus/blocks").glob("*.json"))
+    assert int(found[1]) == len(committed) < planned["n_blocks"]
+    assert not list((store / "captures/corpus/claims").iterdir())
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_functions import die, process_of, square
+from worker_functions import die, end_oneself, process_of, square
 
 from actstore.engine.workers.executor import WorkerEnded
 from actstore.engine.workers.local import Local
@@ -38,3 +38,8 @@ def test_a_worker_that_is_killed_is_named_and_the_others_are_told_to_end(
         list(Local(2).map_unordered(die, range(4)))
     assert (ended.value.item, ended.value.exit_status) == (1, -9)
     assert (tmp_path / "told").exists()
+
+
+def test_a_worker_that_a_scheduler_ends_clears_up_as_after_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        list(Local(2).map_unordered(end_oneself, range(4)))
