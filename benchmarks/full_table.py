@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 NO_DIFFERENCE = "no difference seen"
 COLUMNS = ["row", "candidate", "rounds", "median", "min – max", "ratio", "min – max of the ratio"]
+INSTRUCTIONS = "10⁶ instructions"
 
 
 def ratio(value: str | float) -> str:
@@ -51,8 +52,14 @@ def is_single(line: Line) -> bool:
     return int(line.get("rounds") or 0) == 1
 
 
+def columns(lines: Sequence[Line]) -> list[str]:
+    """Headings of the table: with instructions where the machine of a line counted them."""
+    return [*COLUMNS, INSTRUCTIONS] if any(line.get("instructions") for line in lines) else COLUMNS
+
+
 def cells(lines: Sequence[Line]) -> list[list[str]]:
-    """A row of `COLUMNS` per line; a benchmark row is named once, before its first candidate."""
+    """A row of `columns` per line; a benchmark row is named once, before its first candidate."""
+    with_instructions = INSTRUCTIONS in columns(lines)
     shown, before = [], None
     for line in lines:
         is_first, before = line["row"] != before, line["row"]
@@ -68,6 +75,9 @@ def cells(lines: Sequence[Line]) -> list[list[str]]:
                 difference(line),
             ]
         )
+        if with_instructions:
+            counted = line.get("instructions")
+            shown[-1].append(f"{float(counted) / 1e6:,.1f}" if counted else "")
     return shown
 
 
@@ -84,7 +94,7 @@ def markdown(lines: Sequence[Line], skipped: Mapping[str, str]) -> str:
         f"*{NO_DIFFERENCE.capitalize()}*: rounds disagree about which of the two is faster. "
         f"Not measured: {'; '.join(missing) or 'nothing'}."
     )
-    return "\n".join([table(COLUMNS, cells(lines), left=2), "", note, ""])
+    return "\n".join([table(columns(lines), cells(lines), left=2), "", note, ""])
 
 
 def main() -> None:

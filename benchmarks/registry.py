@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from benchmarks.instructions import count_instructions, has_counter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
@@ -51,10 +53,12 @@ class Measurement:
 
     row: str
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    instructions: dict[str, int] = field(default_factory=dict)
+    """Of one more run of a candidate, where the machine counts them."""
 
     def lines(self) -> Iterator[dict[str, str | float]]:
-        """One line per candidate: median, extremes, the median of the ratios to the first candidate, round by round, and how
-        many rounds there were."""
+        """One line per candidate: median, extremes, the median of the ratios to the first candidate, round by round, how
+        many rounds there were, and the instructions of one, "" where they were not counted."""
         first = next(iter(self.seconds.values()))
         for candidate, seconds in self.seconds.items():
             ratios = [other / reference for other, reference in zip(seconds, first, strict=True)]
@@ -68,6 +72,7 @@ class Measurement:
                 "ratio_min": min(ratios),
                 "ratio_max": max(ratios),
                 "rounds": len(seconds),
+                "instructions": self.instructions.get(candidate, ""),
             }
 
 
@@ -90,4 +95,10 @@ def measure(row: Row, *, quick: bool) -> Measurement:
                 began = time.perf_counter()
                 candidate.run()
                 result.seconds[name].append((time.perf_counter() - began) * candidate.times)
+        if not quick and has_counter():
+            for name, candidate in candidates.items():
+                candidate.before()
+                counted = count_instructions(candidate.run)
+                if counted is not None:
+                    result.instructions[name] = counted * candidate.times
     return result

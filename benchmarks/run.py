@@ -27,6 +27,7 @@ import torch  # noqa: E402
 
 from actstore.display import terminal  # noqa: E402
 from benchmarks import full_table, readme_rows, verdict  # noqa: E402
+from benchmarks.instructions import has_counter  # noqa: E402
 from benchmarks.marked import commit, rewrite  # noqa: E402
 from benchmarks.readme_rows import RESULTS  # noqa: E402
 from benchmarks.registry import Measurement, choose, measure  # noqa: E402
@@ -78,6 +79,7 @@ SKIPPED = {
     **loader.SKIPPED,
     **workers.SKIPPED,
     **({} if torch.cuda.is_available() else {"on a GPU": "on a GPU: this machine has none"}),
+    **({} if has_counter() else {"instructions": "instructions executed: `perf stat` counts none on this machine"}),
 }
 """Beginning of a row's name → what the machine lacks for it."""
 PACKAGES = ("actstore", "torch", "zarr", "numcodecs", "numba", "numpy")
@@ -182,8 +184,9 @@ def run_tests(tests: list[str], *, quick: bool) -> None:
 
 def show(measurements: list[Measurement]) -> None:
     """The table on the terminal."""
-    columns = [*full_table.COLUMNS[:2], *((column, "right") for column in full_table.COLUMNS[2:])]
     lines = [line for measurement in measurements for line in measurement.lines()]
+    left, right = full_table.columns(lines)[:2], full_table.columns(lines)[2:]
+    columns = [*left, *((column, "right") for column in right)]
     terminal.out.print(terminal.table(None, columns, full_table.cells(lines)))
 
 
@@ -218,7 +221,7 @@ def merged(before: Sequence[Line], measured: Sequence[Line]) -> list[Line]:
 def write_tables(lines: Sequence[Line]) -> None:
     """Write the lines, and what the pages show of them."""
     with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(lines[0]))
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for line in lines for name in line)))
         writer.writeheader()
         writer.writerows(lines)
     rewrite("benchmark", full_table.markdown(lines, SKIPPED))

@@ -40,6 +40,7 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.calls = 0.0, []
         monkeypatch.setattr(load("registry").time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(load("registry"), "has_counter", lambda: False)
 
     def takes(self, name: str, *seconds: float) -> Callable[[], None]:
         """Something that takes so long, the last for ever after."""
@@ -192,6 +193,61 @@ def test_one_round_has_no_range() -> None:
     ]
 
 
+def test_instructions_are_a_column_where_they_were_counted(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    registry, full_table = load("registry"), load("full_table")
+    monkeypatch.setattr(registry, "has_counter", lambda: True)
+    monkeypatch.setattr(registry, "count_instructions", lambda run: None if run is uncounted else 2_340_000)
+    uncounted = clock.takes("theirs", 4)
+    made = row({"ours": registry.Candidate(clock.takes("ours", 1), times=10), "theirs": registry.Candidate(uncounted)})
+    lines = list(registry.measure(made, quick=False).lines())
+    assert [one["instructions"] for one in lines] == [23_400_000, ""]
+    assert full_table.columns(lines) == [*full_table.COLUMNS, "10⁶ instructions"]
+    assert [cells[-1] for cells in full_table.cells(lines)] == ["23.4", ""]
+    assert [one["instructions"] for one in registry.measure(made, quick=True).lines()] == ["", ""]
+
+
+PERF = """#!{python}
+import os, signal, sys
+options = dict(zip(sys.argv[2::2], sys.argv[3::2]))
+control, answers = map(int, options["--control"].removeprefix("fd:").split(","))
+def end(*_):
+    with open(options["--output"], "w") as file:
+        file.write("# started on a day\\n\\n{counted};;" + options["--event"] + ";100;100.00;;\\n")
+    sys.exit()
+signal.signal(signal.SIGINT, end)
+if "{counted}" == "nothing":
+    sys.exit(129)
+while os.read(control, 16):
+    os.write(answers, b"ack\\n\\0")
+signal.pause()
+"""
+"""As far as it is spoken to, `perf stat`: machines that run this have no counter of instructions, or no perf."""
+
+
+@pytest.mark.parametrize(("counted", "found"), [("12345", 12345), ("<not supported>", None), ("nothing", None)])
+def test_what_perf_says_is_the_number_of_instructions(
+    counted: str, found: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perf = tmp_path / "perf"
+    perf.write_text(PERF.format(python=sys.executable, counted=counted))
+    perf.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    ran: list[int] = []
+    assert load("instructions").count_instructions(lambda: ran.append(1)) == found
+    assert ran == ([] if counted == "nothing" else [1])
+
+
+def test_perf_counts_what_this_process_and_no_other_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = load("instructions").count_instructions
+    pages = count(lambda: bytearray(64 << 20), "page-faults:u")
+    if pages is None:
+        pytest.skip("no perf, or it may count nothing")
+    assert pages >= (64 << 20) / 4096 / 512  # each page once, or each huge page
+    assert count(lambda: None, "page-faults:u") < 100
+    monkeypatch.setenv("PATH", "")
+    assert count(lambda: None) is None
+
+
 def test_rows_that_are_measured_again_say_where_and_when() -> None:
     run, full_table, readme_rows = load("run"), load("full_table"), load("readme_rows")
     before = [
@@ -284,8 +340,8 @@ def test_where_rounds_disagree_no_difference_was_seen(ratios: tuple[float, float
 def test_the_table_of_the_page_is_that_of_the_results() -> None:
     full_table = load("full_table")
     with full_table.RESULTS.open(newline="") as file:
-        cells = full_table.cells(list(csv.DictReader(file)))
-    table = load("marked").table(full_table.COLUMNS, cells, left=2)
+        lines = list(csv.DictReader(file))
+    table = load("marked").table(full_table.columns(lines), full_table.cells(lines), left=2)
     assert f"<!-- benchmark -->\n{table}\n\n" in (ROOT / "docs" / "benchmarks.md").read_text()
 
 
