@@ -81,6 +81,7 @@ class CoverageMethod(Method):
         from actstore.engine.devices.device import find_device
         from actstore.engine.workers.scan import executor_of
         from actstore.store.capture.positions import warnings_of
+        from actstore.store.exports.outputs import output_file
 
         names = applicable_criteria(has_reference=reference is not None, has_distance=distance is not None)
         if criteria is not None:
@@ -89,6 +90,8 @@ class CoverageMethod(Method):
             names, tuple(thresholds), sections, top, distance, site, positions, metric, classes,
             lsc_width, dsc_width, mdsc_width, bandwidth, min_variance,
         )  # fmt: skip
+        if output is not None:
+            output_file(output)
         executor, target = executor_of(workers, on), find_device(device, on)
         opened = self._store.capture(capture)
         against = self._store.capture(reference) if reference is not None else None

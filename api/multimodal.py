@@ -69,17 +69,19 @@ class MultimodalMethod(Method):
         from actstore.engine.multimodal.result import FORMS, FindSettings
         from actstore.store.capture.saturation import overflow_sentences
         from actstore.store.capture.tokens.write_scale import scale_sentences
+        from actstore.store.exports.outputs import output_folder
 
         forms: Any = tuple(FORMS) if activation == "both" else (activation,)  # checked by the settings
         numbers = None if document is None else (document,) if isinstance(document, int) else tuple(document)
         settings = FindSettings(k, nouns, forms, gain, documents=numbers)
+        folder = None if output is None else output_folder(output)
         opened = self._store.capture(capture)
         on_layer = progress or (lambda done, n_layers: None)
         multimodal = find_multimodal(opened, settings, on_layer, find_device(device))
-        if output is not None:
+        if folder is not None:
             from actstore.display.patch_pictures import draw_nouns
 
-            list(draw_nouns(multimodal, Path(output), map_of))
+            list(draw_nouns(multimodal, folder, map_of))
         approximate = scale_sentences(opened) if gain else []
         overflows = overflow_sentences(opened, [FORMS[one].site for one in forms])
         return Answer(_table(multimodal), multimodal, (*approximate, *overflows))
@@ -232,16 +234,18 @@ class MultimodalMethod(Method):
         )
         from actstore.engine.multimodal.find import find_multimodal
         from actstore.engine.multimodal.result import FindSettings
+        from actstore.store.exports.outputs import output_folder
 
         numbers = None if document is None else (document,) if isinstance(document, int) else tuple(document)
+        folder = None if output is None else output_folder(output)
         opened = self._store.capture(capture)
         result = find_multimodal(opened, FindSettings(k, nouns, documents=numbers))
         chosen = choose_nouns(result, CausalSettings(seed=seed, max_nouns=max_nouns))
         with open_replay(opened, model, options) as replay:
             maps = every_map(result, replay, chosen, seed)
             measured = measure_faithfulness(result, replay, maps)
-        if output is not None:
-            draw_noun_maps(result, Path(output), maps[GRADIENT].items())
+        if folder is not None:
+            draw_noun_maps(result, folder, maps[GRADIENT].items())
         return Answer(Table(faithfulness_table(measured)), maps)
 
     def shuffle(
@@ -263,7 +267,7 @@ class MultimodalMethod(Method):
         from actstore.engine.multimodal.shuffle import shuffle_images
 
         answers = answers_by_image(self._store.capture(capture)) if captions else None
-        return list(shuffle_images(Path(images), Path(output), patch=patch, seed=seed, captions=answers).unreadable)
+        return list(shuffle_images(Path(images), output, patch=patch, seed=seed, captions=answers).unreadable)
 
 
 def _table(multimodal: Multimodal) -> Table:

@@ -145,6 +145,7 @@ def show(
     from actstore.engine.devices.device import find_device
     from actstore.engine.workers.scan import executor_of
     from actstore.store.capture.positions import warnings_of
+    from actstore.store.exports.outputs import output_file
 
     opened = Store(store)
     selected_capture = opened.capture(capture)
@@ -157,6 +158,8 @@ def show(
         selected, _thresholds(thresholds), sections, top, distance, site, positions, metric, classes,
         lsc_width, dsc_width, mdsc_width, bandwidth, min_variance,
     )  # fmt: skip
+    if output is not None:
+        output_file(output)
     executor, target = executor_of(workers, on), find_device(device, on)
     others = [read_coverage(path) for path in merge or ()]
     ranges = opened.capture(reference) if reference is not None else None

@@ -11,6 +11,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_file
 from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ def check_picture(path: Path) -> None:
             f"Expected a heat map file ending in {' or '.join(SUFFIXES)}, found {str(path)!r}. "
             "Write .svg; browsers and converters make any other format of it."
         )
-    if not path.parent.is_dir():
-        raise InvalidInputError(f"The folder of the heat map {str(path)!r} does not exist. Make it, or name another.")
+    output_file(path)
 
 
 def write_picture(path: Path, counts: LayerCounts, title: str, subtitle: str = "") -> None:

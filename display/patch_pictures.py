@@ -14,6 +14,7 @@ from actstore.engine.multimodal.noun_maps import map_nouns
 from actstore.engine.multimodal.patch_maps import PERCENTILE, mask_of
 from actstore.engine.multimodal.source_images import find_image
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_file
 from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
@@ -133,8 +134,7 @@ def check_picture(path: Path) -> None:
     """Raise `InvalidInputError` unless a PNG can be written to a path."""
     if path.suffix.lower() != ".png":
         raise InvalidInputError(f"Maps are written as PNG: expected a name that ends in .png, found {path.name!r}.")
-    if not path.parent.is_dir():
-        raise InvalidInputError(f"The folder of {path} does not exist. Create it first, or write elsewhere.")
+    output_file(path)
 
 
 def _side_by_side(panels: Sequence[Image], lines: Sequence[str]) -> Image:

@@ -18,6 +18,7 @@ from actstore.display.wide_tables import fitted_table, transposed
 from actstore.engine.edit.baselines import BASELINES
 from actstore.engine.edit.case_kinds import CASE_KINDS
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_file
 from actstore.store.reader import Store
 from actstore.store.storage.atomic import replacing
 
@@ -111,7 +112,7 @@ def evaluate(
     from actstore.store.capture.questions.attributions import open_attributions
     from actstore.store.edits import read_edit
 
-    if output is not None and output.suffix not in (".parquet", ".jsonl"):
+    if output is not None and output_file(output).suffix not in (".parquet", ".jsonl"):
         raise InvalidInputError(f"A table is written as .parquet or .jsonl, found {output.name}. Check --output.")
     opened = Store(store)
     edit = read_edit(opened.folder, name)

@@ -20,6 +20,7 @@ from actstore.display.reports import print_json, token_list
 from actstore.store.capture.saturation import overflow_sentences
 from actstore.store.capture.tokens.write_scale import scale_sentences
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_folder
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -90,8 +91,8 @@ def show(
     from actstore.engine.multimodal.result import FORMS
 
     settings = _settings(k, noun_source(nouns, noun_file), activation, document, gain=not paper_form)
-    if output is not None and output.exists() and not output.is_dir():
-        raise InvalidInputError(f"Maps are written into a folder, and {output} is a file. Check --output.")
+    if output is not None:
+        output_folder(output)
     target = find_device(device)
     opened = Store(store).capture(capture)
     with terminal.counting_bar("layers", enabled=not quiet) as advance:

@@ -23,7 +23,7 @@ from actstore.commands.options import (
 )
 from actstore.display import terminal
 from actstore.display.reports import print_json
-from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_folder
 from actstore.store.reader import Store
 
 
@@ -65,8 +65,8 @@ def saliency(
     from actstore.engine.multimodal.find import find_multimodal
     from actstore.engine.multimodal.result import FindSettings
 
-    if output is not None and output.exists() and not output.is_dir():
-        raise InvalidInputError(f"Maps are written into a folder, and {output} is a file. Check --output.")
+    if output is not None:
+        output_folder(output)
     opened = Store(store)
     source = opened.capture(capture)
     chosen = tuple(document) if document else None

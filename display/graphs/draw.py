@@ -12,6 +12,7 @@ from actstore.display.graphs.html import draw_html
 from actstore.display.graphs.labels import cut_label
 from actstore.display.graphs.svg import draw_svg, fill_of, ink_on
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_file
 from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
@@ -48,8 +49,7 @@ def check_picture(path: Path) -> None:
         raise InvalidInputError(
             f"Expected a picture's name to end in {', '.join(suffixes)} or {last}, found {str(path)!r}."
         )
-    if not path.parent.is_dir():
-        raise InvalidInputError(f"The folder of the picture {str(path)!r} does not exist. Make it, or choose another.")
+    output_file(path)
     if suffix == ".png" and shutil.which("dot") is None:
         raise InvalidInputError(
             "PNG pictures are made by Graphviz, whose program `dot` is not installed. Install Graphviz, or write .svg, "

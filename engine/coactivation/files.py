@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow.parquet as pq
 
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_file
 from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
 
 
@@ -18,13 +20,11 @@ def check_output(output: str | Path | None) -> Path | None:
     """The path of the file to write; `InvalidInputError` unless it ends in .parquet and lies in a folder that exists."""
     if output is None:
         return None
-    path = Path(output)
+    path = output_file(output)
     if path.suffix != ".parquet":
         raise InvalidInputError(
             f"The table is written as Parquet: expected `output` to end in .parquet, found {path.name!r}."
         )
-    if not path.parent.is_dir():
-        raise InvalidInputError(f"The folder of {path} does not exist. Make it first, or choose another `output`.")
     return path
 
 

@@ -14,6 +14,7 @@ from actstore.engine.coverage.coverage import Coverage
 from actstore.engine.coverage.criteria import CoverageSettings
 from actstore.engine.coverage.state import Ranges
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
+from actstore.store.exports.outputs import output_file
 from actstore.store.storage.atomic import replacing
 
 if TYPE_CHECKING:
@@ -26,9 +27,7 @@ FORMAT: Final = 1
 
 def write_coverage(path: str | Path, coverages: Mapping[str, Coverage]) -> None:
     """Write coverages by population into one file, which replaces an earlier one only once it is complete."""
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise InvalidInputError(f"The folder of {target} does not exist. Create it, or write elsewhere.")
+    target = output_file(path)
     first = next(iter(coverages.values()))
     arrays: dict[str, NDArray[Any]] = {}
     for layer, ranges in first.ranges.items():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from actstore.store.calls import checked
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,9 +36,7 @@ def write_demo(folder: str | Path = ".") -> Path:
 
     >>> actstore.write_demo("try")
     """
-    target = Path(folder)
-    if target.exists() and not target.is_dir():
-        raise InvalidInputError(f"Expected a folder for the demo, or a name that is free, found a file: {target}.")
+    target = output_folder(folder)
     models = sorted(MODELS.glob("*/config.json"))
     if not models:
         raise InvalidInputError(

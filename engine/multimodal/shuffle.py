@@ -19,6 +19,7 @@ from actstore.engine.inputs.image_files import SUFFIXES
 from actstore.engine.inputs.image_tables import read_rows
 from actstore.engine.inputs.images import LISTS
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -57,18 +58,24 @@ def _patch_at(number: int, columns: int, patch: int) -> tuple[slice, slice]:
 
 
 def shuffle_images(
-    images: Path, target: Path, *, patch: int, seed: int = 0, captions: Mapping[str, Mapping[str, Any]] | None = None
+    images: Path,
+    output: str | Path,
+    *,
+    patch: int,
+    seed: int = 0,
+    captions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Shuffled:
-    """Write every image of a folder with shuffled patches into `target`, as PNG, and a list of them.
+    """Write every image of a folder with shuffled patches into the folder `output`, as PNG, and a list of them.
 
     `captions`: file name without suffix → prompt and caption to write instead of the list's own; other images are left out.
-    Raises `InvalidInputError` where there is no image, or `target` is not empty.
+    Raises `InvalidInputError` where there is no image, or `output` is not empty.
     """
     from PIL import Image, ImageOps
 
     if patch < 1:
         raise InvalidInputError(f"`patch` is at least 1 pixel, found {patch}.")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    target = output_folder(output)
+    if target.exists() and any(target.iterdir()):
         raise InvalidInputError(f"{target} already exists and is not an empty folder. Write elsewhere.")
     listed = [(file, row) for file, row in _listed(images) if captions is None or file.stem in captions]
     if not listed:

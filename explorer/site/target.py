@@ -40,8 +40,6 @@ def made_of(job: SiteJob, selected: Sequence[tuple[int, int]]) -> dict[str, Any]
 
 def check_target(target: Path, made: dict[str, Any], *, resume: bool) -> None:
     """`InvalidInputError` where the folder holds something else, or a site of other settings."""
-    if target.exists() and not target.is_dir():
-        raise InvalidInputError(f"{target} is a file. Name a folder for the site.")
     if not target.exists() or not any(target.iterdir()):
         return
     if not (target / MADE).is_file():

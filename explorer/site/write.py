@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.api.neurons import chosen_neurons
@@ -18,11 +17,13 @@ from actstore.explorer.site.neighbours import Comparison, compare_activations, c
 from actstore.explorer.site.parts import PARTS
 from actstore.explorer.site.target import MADE, check_target, made_of
 from actstore.store.errors import InvalidInputError
+from actstore.store.exports.outputs import output_folder
 from actstore.store.neurons import neuron_name
 from actstore.store.reader import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from actstore.api.neurons import NeuronInput
     from actstore.engine.workers.executor import Executor
@@ -81,6 +82,7 @@ def write_site(
         raise InvalidInputError(f"`texts` is a number of documents, 0 or more, found {texts}.")
     if unknown := sorted({*without} - PARTS.keys()):
         raise InvalidInputError(f"`without` names parts of a site: {', '.join(PARTS)}; found {', '.join(unknown)}.")
+    target = output_folder(folder)
     opened = store if isinstance(store, Store) else Store(store)
     held = opened.capture(capture)
     selected = chosen_neurons(held, site, neurons, layers)
@@ -91,7 +93,7 @@ def write_site(
         raise InvalidInputError(f"Capture {held.record.name!r} has no neuron at {site} that a site could be made of.")
     for layer, index in selected:
         held.check_neuron(layer, index, site)
-    work = _plan(opened, Path(folder), held.record.name, site, selected, are_all, k, texts, frozenset(without), compare)
+    work = _plan(opened, target, held.record.name, site, selected, are_all, k, texts, frozenset(without), compare)
     made = made_of(work.job, selected)
     check_target(work.job.target, made, resume=resume)
     estimate = estimate_site(work.job, work.files, work.comparisons, len(selected))

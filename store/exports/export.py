@@ -5,18 +5,19 @@ Block by block, so that memory stays bounded, and visible under the target's nam
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.errors import InvalidInputError
 from actstore.store.exports import delphi, features, files
 from actstore.store.exports.formats import FORMATS, WITH_TOKENS_BESIDE, suffixes
+from actstore.store.exports.outputs import output_path
 from actstore.store.exports.selection import Correlated, Selection
 from actstore.store.storage.atomic import check_room, making_folder, replacing
 from actstore.store.token_tables import TokenTable, companion_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from actstore.store.reader import Capture
 
@@ -58,10 +59,8 @@ def export_activations(
     float32 `activations` [neuron, token], int32 `layer` and `neuron` [neuron], int64 `token` and int32 `id`, `document` and
     `position` [token]. The others are those of `delphi` and `features`.
     """
-    path = Path(target)
+    path = output_path(target)
     name = format_of(path, format)
-    if not path.parent.is_dir():
-        raise InvalidInputError(f"The folder of {path} does not exist. Make it first, or export elsewhere.")
     if not neurons:
         raise InvalidInputError("Nothing to export: pass `neurons`, such as L3.N17,L4.N2, or `layers`.")
     for layer, index in neurons:

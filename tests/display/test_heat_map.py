@@ -134,6 +134,6 @@ def test_other_formats_and_missing_folders_are_refused(tmp_path: Path) -> None:
         InvalidInputError, match=r"Expected a heat map file ending in \.svg or \.html, found '.*a\.png'"
     ):
         write_picture(tmp_path / "a.png", drawn, "T")
-    with pytest.raises(InvalidInputError, match=r"The folder of the heat map .* does not exist\. Make it"):
+    with pytest.raises(InvalidInputError, match=r"The folder of .* does not exist\. Make it"):
         write_picture(tmp_path / "no" / "a.svg", drawn, "T")
     assert not [*tmp_path.iterdir()]

@@ -169,7 +169,7 @@ def test_repeats(cli: Callable[..., Result], captured: Path) -> None:
         (("show", "STORE", "L0.N0", "--output", "x.jpg"), r"end in \.svg, .* or .*, found 'x\.jpg'"),
         (
             ("show", "STORE", "L0.N0", "--output", "none/x.html"),
-            r"The folder of the picture 'none/x\.html' does not exist",
+            r"The folder of none/x\.html does not exist",
         ),
         (("show", "STORE", "L0.N0", "--name", "foreign"), r"built with another tokenizer than the store's"),
         (("show", "none", "L0.N0"), r"There is no store at none"),

@@ -239,7 +239,7 @@ def test_mistakes_of_maps(refused: Callable[..., str], path: Path, tmp_path: Pat
     assert "found 'map.jpg'" in refused(*line, "--document", "0", "--output", tmp_path / "map.jpg")
     assert "documents 0 to 4, found document 5" in refused(*line, "--document", "5", "--output", tmp_path / "map.png")
     (tmp_path / "file").touch()
-    assert "is a file" in refused(path, "--capture", "images", "--output", tmp_path / "file")
+    assert "found the file" in refused(path, "--capture", "images", "--output", tmp_path / "file")
 
 
 def test_a_capture_of_text_holds_no_answers(

@@ -220,7 +220,7 @@ def test_bad_input_is_one_sentence(refused: Callable[..., str], store: Path, tmp
     assert "a share of the queries, from 0 to 1" in refused(store, "--u", 2)
     assert "the number of neurons per query, to be 1 or more, found 0" in refused(store, "--v", 0)
     assert "ending in .svg or .html" in refused(store, "--output", tmp_path / "map.png")
-    assert "folder of the heat map" in refused(store, "--output", tmp_path / "no" / "map.svg")
+    assert "no/map.svg does not exist. Make it first" in refused(store, "--output", tmp_path / "no" / "map.svg")
     assert "has no capture 'other'" in refused(store, "--capture", "other")
     assert "store" in refused(tmp_path / "nothing")
     assert not [*tmp_path.iterdir()]

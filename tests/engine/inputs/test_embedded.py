@@ -63,9 +63,7 @@ def test_a_file_in_the_place_of_the_folder_and_an_installation_without_models_ar
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
-    with pytest.raises(
-        InvalidInputError, match=r"Expected a folder for the demo, or a name that is free, found a file"
-    ):
+    with pytest.raises(InvalidInputError, match=r"Expected a folder to write into, found the file"):
         actstore.write_demo(tmp_path / "file")
     monkeypatch.setattr(embedded, "MODELS", tmp_path / "nowhere")
     with pytest.raises(InvalidInputError, match=r"no models to put there .*nowhere is missing"):

@@ -314,7 +314,7 @@ def test_nothing_is_written_over(planted_path: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="no site of actstore"):
         actstore.site(planted_path, tmp_path / "mine", capture="corpus")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InvalidInputError, match="is a file"):
+    with pytest.raises(InvalidInputError, match="found the file"):
         actstore.site(planted_path, tmp_path / "file", capture="corpus")
     with pytest.raises(InvalidInputError, match=r"1 or more, found 0"):
         actstore.site(planted_path, tmp_path / "new", capture="corpus", k=0)
