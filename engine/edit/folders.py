@@ -29,7 +29,7 @@ from actstore.engine.edit.weights import EditedModel
 from actstore.engine.models.load import load_model
 from actstore.store.edits import Edit, RowPair, read_edit
 from actstore.store.errors import InvalidInputError
-from actstore.store.exports.outputs import output_path
+from actstore.store.exports.outputs import output_folder
 from actstore.store.files.shards import checksum
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _rewrite(
                 names = sorted({patch.entry.file for patch in patches})
                 replace_files(folder, what, partial(write_patches, patches=patches), names)
         return folder
-    target = output_path(request.output)
+    target = output_folder(request.output)
     clear_copies(target)
     _check_target(target, folder, force=request.force)
     if is_interrupted(folder):

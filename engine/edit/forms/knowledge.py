@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from actstore.engine.edit.forms.located import Located, locate_knowledge, stored_knowledge
-from actstore.engine.edit.requests.examples import find_examples
+from actstore.engine.edit.forms.stored import Located, stored_knowledge
 from actstore.engine.edit.rows import fields_of, group_by_layer, make_edit
 from actstore.engine.edit.words import find_replacement
 from actstore.store.edits import RowPair
@@ -82,6 +81,9 @@ def _locate(
         )
     if settings.requests or reader is not None:
         assert reader is not None
+        from actstore.engine.edit.forms.located import locate_knowledge  # only here: these load transformers
+        from actstore.engine.edit.requests.examples import find_examples
+
         examples = find_examples(capture, settings, reader)
         if not settings.knowledge.queries:
             return locate_knowledge(reader, examples, settings), examples.fields

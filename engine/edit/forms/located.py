@@ -1,4 +1,4 @@
-"""Where a model keeps what it says: knowledge neurons of examples by integrated gradients, or of stored attributions.
+"""Where a model keeps what it says: knowledge neurons of examples by integrated gradients.
 
 Dai et al. (ACL 2022, arXiv 2104.08696): the attribution of the probability of what the model says, one prompt after the other,
 and of these the neurons that most prompts of a fact share. Each token of a target has neurons of its own, found at the position
@@ -7,7 +7,6 @@ that predicts it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,13 +14,11 @@ import torch
 
 from actstore.engine.attribution.integrated_gradients import PathSettings, integrated_gradients
 from actstore.engine.edit.forms.fine import language_layers
+from actstore.engine.edit.forms.stored import Located, by_layer
 from actstore.engine.edit.rows import group_by_layer
 from actstore.engine.models.intervene import intervened
 from actstore.engine.models.patching import weights_without_gradients
 from actstore.engine.naica.knowledge import knowledge_neurons
-from actstore.engine.naica.stored_knowledge import knowledge_neurons_of
-from actstore.store.capture.captures import Captures
-from actstore.store.capture.questions.attributions import open_attributions
 from actstore.store.errors import InvalidInputError
 from actstore.store.neurons import NeuronIndex
 
@@ -35,20 +32,6 @@ if TYPE_CHECKING:
     from actstore.engine.edit.readings import Reader
     from actstore.engine.edit.requests.examples import Examples
     from actstore.engine.edit.settings import RewriteSettings
-    from actstore.store.storage.folder import Folder
-
-
-@dataclass(frozen=True, eq=False)
-class Located:
-    """The neurons of one token of one target."""
-
-    old: int
-    """What the model says there."""
-    new: int
-    neurons: dict[int, list[int]]
-    """Layer → indices, ascending."""
-    activations: dict[int, NDArray[np.float64]]
-    """Layer → the mean activation of each of them where the token is predicted."""
 
 
 def locate_knowledge(reader: Reader, examples: Examples, settings: RewriteSettings) -> list[Located]:
@@ -82,36 +65,10 @@ def locate_knowledge(reader: Reader, examples: Examples, settings: RewriteSettin
             Located(
                 int(tokens[counts.argmax()]),
                 int(task.targets[number]),
-                *_by_layer(index, flat, np.mean(activations, axis=0)),
+                *by_layer(index, flat, np.mean(activations, axis=0)),
             )
         )
     return located
-
-
-def stored_knowledge(
-    folder: Folder, settings: RewriteSettings
-) -> tuple[dict[int, list[int]], dict[int, NDArray[np.float64]]]:
-    """The knowledge neurons of the named queries of stored attributions, together, and their mean activations there.
-
-    `InvalidInputError` for a query that is not among them, and where there are no attributions.
-    """
-    attributions = open_attributions(Captures(folder), settings.knowledge.questions)
-    attributions.expect_neurons("The rows of MLP neurons are edited")
-    names = attributions.queries["query"].to_pylist()
-    if missing := [name for name in settings.knowledge.queries if name not in names]:
-        raise InvalidInputError(
-            f"Capture {attributions.capture.record.name!r} has no query {missing[0]!r}; one of them is {names[0]!r}. Check "
-            "`queries`."
-        )
-    rows = [names.index(name) for name in settings.knowledge.queries]
-    flat = np.unique(np.concatenate([knowledge_neurons_of(attributions, row).neurons for row in rows]))
-    if not len(flat):
-        raise InvalidInputError("The queries have no knowledge neurons: no prompt has a positive attribution.")
-    if settings.least_norm.k is not None:
-        mean = np.mean([attributions.scores_of(row, "ig").mean(0) for row in rows], axis=0)
-        flat = np.sort(flat[np.argsort(-mean[flat], kind="stable")[: settings.least_norm.k]])
-    values = np.mean([attributions.scores_of(row, "activation").mean(0) for row in rows], axis=0)
-    return _by_layer(NeuronIndex(attributions.capture.record.layers("mlp.post")), flat, values)
 
 
 def _layers(reader: Reader, settings: RewriteSettings) -> list[int]:
@@ -140,18 +97,6 @@ def _shared(scores: NDArray[np.float32], k: int | None) -> NDArray[np.int64]:
 def _numbers(index: NeuronIndex, neurons: Mapping[int, Sequence[int]]) -> NDArray[np.int64]:
     """The running numbers of neurons by layer."""
     return np.array([index.number(layer, n) for layer, indices in neurons.items() for n in indices], np.int64)
-
-
-def _by_layer(
-    index: NeuronIndex, flat: NDArray[np.int64], values: NDArray[np.floating]
-) -> tuple[dict[int, list[int]], dict[int, NDArray[np.float64]]]:
-    """Layer → indices of some neurons, and layer → their values; `values` are of all neurons."""
-    layers, indices = index.locate(flat)
-    selected = {int(layer): layers == layer for layer in np.unique(layers)}
-    return (
-        {layer: indices[inside].tolist() for layer, inside in selected.items()},
-        {layer: values[flat[inside]].astype(np.float64) for layer, inside in selected.items()},
-    )
 
 
 def _attribute(
