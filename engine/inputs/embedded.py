@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sysconfig
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from actstore.store.calls import checked
 from actstore.store.errors import InvalidInputError
 from actstore.store.exports.outputs import output_folder
+from actstore.store.storage.atomic import check_room
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Mapping
 
 MODELS: Final = Path(__file__).parents[2] / "demo" / "models"
 """Where they lie in an installation, as in a checkout."""
@@ -31,8 +31,8 @@ def write_demo(folder: str | Path = ".") -> Path:
     - `demo/models/NAME`: each model, with its tokenizer, and the questions or texts that belong to it.
     - `build/demo/stdlib`: the source of the running Python's standard library, as a corpus of text.
 
-    What is there stays as it is. Nothing is fetched. `InvalidInputError` where the folder is a file, or where this
-    installation has no models.
+    What is there stays as it is. Nothing is fetched. `InvalidInputError` where the folder is a file, where this
+    installation has no models, and where the disk has no room for them.
 
     >>> actstore.write_demo("try")
     """
@@ -51,33 +51,39 @@ def write_demo(folder: str | Path = ".") -> Path:
 
 def _copy_folder(source: Path, target: Path) -> None:
     """Whole or not at all; a folder that is there, the source itself included, stays."""
-    if target.exists():
-        return
-    with _whole(target) as partial:
-        shutil.copytree(source, partial, ignore=shutil.ignore_patterns("__pycache__"))
+    files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    _copy({path.relative_to(source): path for path in files}, target)
 
 
 def copy_standard_library(target: Path) -> None:
     """Copy the interpreter's modules into a folder of text, without tests and third-party packages, unless it is there."""
+    root = Path(sysconfig.get_path("stdlib"))
+    copies = {}
+    for name in (path.relative_to(root) for path in sorted(root.rglob("*.py"))):
+        if not EXCLUDED & set(name.parts):
+            # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
+            copies[Path(hashlib.sha256(name.as_posix().encode()).hexdigest()[:3], name)] = root / name
+    _copy(copies, target)
+
+
+def _copy(files: Mapping[Path, Path], target: Path) -> None:
+    """Make a folder of files, name in it → file to copy, unless it is there; what a kill left of an earlier one goes.
+
+    `InvalidInputError` where the disk has no room; an `OSError` names `target`, and nothing of it stays.
+    """
     if target.exists():
         return
-    root = Path(sysconfig.get_path("stdlib"))
-    names = [path.relative_to(root) for path in sorted(root.rglob("*.py"))]
-    with _whole(target) as partial:
-        for name in names:
-            if EXCLUDED & set(name.parts):
-                continue
-            # A prefix from the name's hash mixes small and large modules, so that the first tokens are a fair sample.
-            prefix = hashlib.sha256(name.as_posix().encode()).hexdigest()[:3]
-            copy = partial / prefix / name
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, copy)
-
-
-@contextmanager
-def _whole(target: Path) -> Iterator[Path]:
-    """A folder to be made and filled, which becomes `target` when it is whole; what a kill left of an earlier one goes."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    check_room(target, sum(file.stat().st_size for file in files.values()), "name another folder")
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    partial.rename(target)
+    try:
+        for name, file in files.items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, partial / name)
+        partial.rename(target)
+    except OSError as error:
+        error.filename, error.filename2 = str(target), None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import filecmp
+import os
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,7 +17,6 @@ from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.conftest import Result  # type: ignore[import-not-found]
 
@@ -57,6 +59,30 @@ def test_what_is_there_stays_and_what_a_kill_left_is_made_anew(tmp_path: Path) -
     assert (models / "fact-llama" / "config.json").read_text(encoding="utf-8") == "mine"
     assert same(models / "stdlib-llama", embedded.MODELS / "stdlib-llama")
     assert not list(models.glob("*.partial"))
+
+
+def test_a_full_disk_is_said_and_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as context:
+        context.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+        with pytest.raises(InvalidInputError, match=r"fact-llama takes [\d.]+ MB, and its disk has 0\.0 MB free"):
+            actstore.write_demo(tmp_path)
+    copy, n_left = shutil.copyfile, 20
+
+    def fill(source: Path, target: Path) -> None:
+        nonlocal n_left
+        n_left -= 1
+        copy(source, target)
+        if n_left < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        actstore.write_demo(tmp_path)
+    models = tmp_path / "demo" / "models"
+    assert (Path(caught.value.filename).parent, caught.value.filename2) == (models, None)
+    assert len(list(models.iterdir())) > 0
+    assert all(same(path, embedded.MODELS / path.name) for path in models.iterdir())
 
 
 def test_a_file_in_the_place_of_the_folder_and_an_installation_without_models_are_refused(
