@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from actstore.store.errors import InvalidInputError
@@ -40,10 +42,19 @@ SCHEMES: Final[dict[str, Callable[..., Storage]]] = {
 """What stands before "://" in a location → its storage. Every other scheme is opened by `FsspecStorage`."""
 
 
+_CUT: Final = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/(?P<rest>[^/].*)")
+"""A URL of which pathlib has made a path."""
+
+
 def open_storage(
     location: str, *, read_only: bool, sync: bool = True, options: Mapping[str, Any] | None = None
 ) -> Storage:
     """The storage at a path or URL; `InvalidInputError` where none can be opened there."""
+    if (cut := _CUT.fullmatch(location)) and not Path(f"{cut['scheme']}:").exists():
+        raise InvalidInputError(
+            f"Expected a path or a URL, found {location}. Give {cut['scheme']}://{cut['rest']} as a text: as a `Path` it "
+            "loses a slash."
+        )
     scheme, separator, _ = location.partition("://")
     kind = SCHEMES.get(scheme if separator else "", FsspecStorage)
     try:
