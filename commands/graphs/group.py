@@ -79,6 +79,7 @@ def show(
     """
     from actstore.display.graphs.describe import describe_graph
     from actstore.display.graphs.draw import check_picture
+    from actstore.display.graphs.terminal import draw_tree
     from actstore.display.graphs.views import draw
 
     pictures = output or []
@@ -93,7 +94,7 @@ def show(
         print_json(describe_graph(graphs, graph, paths) | {"files": [str(path) for path in pictures]})
         return
     if not pictures:
-        terminal.out.print(drawn)
+        terminal.out.print(draw_tree(drawn.drawing, "--paths 0"))
     for path in pictures:
         terminal.out.print(f"{path}: {_summary(drawn.drawing)}", soft_wrap=True, markup=False)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 READING = "Read from a token at which the neuron fires to the tokens before it (←); … ×2: any two tokens; · a space."
 
 
-def draw_tree(drawing: Drawing) -> Tree:
-    """The tree under a heading that explains how to read it."""
+def draw_tree(drawing: Drawing, every: str = "paths=0") -> Tree:
+    """The tree under a heading that explains how to read it; `every`: what draws all paths."""
     heading = Text(drawing.name, style="bold")
     if drawing.caption:
         heading.append(f"  {drawing.caption}", style="not bold dim")
@@ -29,14 +29,13 @@ def draw_tree(drawing: Drawing) -> Tree:
     for root in drawing.roots:
         _add(tree, root, is_root=True)
     if drawing.n_hidden:
-        tree.add(Text(hidden_paths(drawing), style="dim italic"))
+        tree.add(Text(_hidden_paths(drawing, every), style="dim italic"))
     return tree
 
 
-def hidden_paths(drawing: Drawing) -> str:
-    """The sentence on the paths left out."""
+def _hidden_paths(drawing: Drawing, every: str) -> str:
     what = "path that matters" if drawing.n_hidden == 1 else "paths that matter"
-    return f"… {drawing.n_hidden:,} more {what} less (paths = 0 draws all)"
+    return f"… {drawing.n_hidden:,} more {what} less ({every} draws all)"
 
 
 def _add(tree: Tree, branch: Branch, *, is_root: bool = False) -> None:

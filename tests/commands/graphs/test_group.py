@@ -85,7 +85,7 @@ def test_show_draws_a_tree(cli: Callable[..., Result], store: Path) -> None:
     )
     assert "← … ×2 ←  not " in done.out
     assert "… ×2 ←" not in cli("show", store, "L0.N0", "--without-ignore").out
-    assert "more paths that matter less" in cli("show", store, "L1.N0", "--paths", 5).out
+    assert "more paths that matter less (--paths 0 draws all)" in cli("show", store, "L1.N0", "--paths", 5).out
     assert "an empty graph: never fires" in cli("show", store, "L0.N1").out
 
 
