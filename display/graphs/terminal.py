@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 READING = "Read from a token at which the neuron fires to the tokens before it (←); … ×2: any two tokens; · a space."
 
 
-def draw_tree(drawing: Drawing, every: str = "paths=0") -> Tree:
+def draw_tree(drawing: Drawing, every: str = "paths = 0") -> Tree:
     """The tree under a heading that explains how to read it; `every`: what draws all paths."""
     heading = Text(drawing.name, style="bold")
     if drawing.caption:

@@ -60,7 +60,7 @@ def test_a_drawing_is_text_and_pictures(graphs: Graphs, tmp_path: Path) -> None:
 
 def test_a_drawing_has_the_lines_that_are_asked_for(graphs: Graphs) -> None:
     graph = graphs.graph(0, 0)
-    assert str(graph.draw(paths=1)).endswith("… 1 more path that matters less (paths=0 draws all)")
+    assert str(graph.draw(paths=1)).endswith("… 1 more path that matters less (paths = 0 draws all)")
     assert "…" not in str(graph.draw(with_ignore=False)).splitlines()[-1]
     assert "an empty graph: never fires" in str(graphs.graph(0, 1).draw())
     with pytest.raises(InvalidInputError, match="found -1"):
