@@ -12,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import typer
 from safetensors.numpy import load_file
+from told_to_end import run_told_to_end
 from transformers import AutoModelForCausalLM
 
 import actstore
@@ -461,21 +461,12 @@ def test_a_pipe_closed_early_is_no_error(store: Path) -> None:
 @pytest.mark.slow
 def test_an_interrupt_leaves_a_store_that_resumes(tiny_model: Path, corpus: Path, tmp_path: Path) -> None:
     target = tmp_path / "store"
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    environment = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     arguments = ["capture", tiny_model, corpus, target, "--context", "16", "--memory", "32KB", "--json"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "actstore.cli", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while process.poll() is None and not list(target.glob("captures/corpus/blocks/2.json")):
-        assert time.monotonic() < deadline
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, err
-    assert out == ""
+    told = run_told_to_end(signal.SIGINT, *arguments, environment=environment)
+    assert (told.returncode, told.stdout) == (1, ""), told.stderr
     assert re.fullmatch(
-        r"Error: Interrupted: \d+ of \d+ blocks of capture 'corpus' are in .*--resume to fill the rest\.\n", err
+        r"Error: Interrupted: \d+ of \d+ blocks of capture 'corpus' are in .*--resume to fill the rest\.\n", told.stderr
     )
     done = shell(*arguments, "--resume")
     assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actstore.engine.models.checkpoints import load_config
 from actstore.engine.models.tokenizer.load import TextTokenizer
+from actstore.engine.models.tokenizer.special_tokens import configs_of
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -163,9 +164,19 @@ class Reader:
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[Reading], max_new_tokens: int = 50) -> list[list[int]]:
-        """The greedy answer to each prompt, by the model's own `generate`, up to an end-of-text token, which is kept."""
+        """The greedy answer to each prompt, by the model's own `generate`, up to an end-of-text token, which is kept.
+
+        `InvalidInputError` for a model of a class with which transformers cannot generate.
+        """
         answers: dict[int, list[int]] = {}
-        config = self.model.model.generation_config
+        _, config = configs_of(self.model.model)
+        if config is None:
+            if not prompts:
+                return []
+            raise InvalidInputError(
+                f"{self.model.spec.name} cannot generate: its class {type(self.model.model).__name__} is no GenerationMixin of "
+                "transformers. Leave out `generate`, and cases of fluency."
+            )
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         pad = config.pad_token_id if config.pad_token_id is not None else ends[0] if ends[0] is not None else 0
         for batch in self.batches(prompts, same_length=True):

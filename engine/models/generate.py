@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from actstore.engine.models.generation.sampling import Sampling
+from actstore.engine.models.tokenizer.special_tokens import configs_of
 from actstore.store.arguments import Typed
 from actstore.store.errors import FormatError, InvalidInputError, NotFoundError
 from actstore.store.files.records import verify_checksum, with_checksum
@@ -157,8 +158,8 @@ class DrawnTokens(LogitsProcessor):
 
 
 def _config(model: LoadedModel, n_new: int) -> GenerationConfig:
-    own = model.model.generation_config
-    text = model.model.config.get_text_config()
+    config, own = configs_of(model.model)
+    text = config.get_text_config()
     tokens = {
         name: getattr(own, name, None) if getattr(own, name, None) is not None else getattr(text, name, None)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")

@@ -18,7 +18,7 @@ from actstore.engine.models.in_memory import in_evaluation, plain_model
 from actstore.engine.models.load import LoadedModel, inspect_model, load_model
 from actstore.engine.models.quantised import refuse_float64
 from actstore.engine.models.tokenizer.load import TextTokenizer
-from actstore.engine.models.tokenizer.special_tokens import configured_special_ids, special_ids_of_files
+from actstore.engine.models.tokenizer.special_tokens import configs_of, configured_special_ids, special_ids_of_files
 from actstore.store.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class ModelSource:
     def special_ids(self, *, trust_remote_code: bool = False) -> frozenset[int]:
         """The special tokens by the model's configurations alone, for a corpus of ids without a tokenizer."""
         if self.model is not None:
-            return configured_special_ids(self.model.config, self.model.generation_config)
+            return configured_special_ids(*configs_of(self.model))
         return special_ids_of_files(self.name, trust_remote_code=trust_remote_code)
 
     def ready_to_run(self) -> AbstractContextManager[None]:

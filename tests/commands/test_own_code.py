@@ -7,9 +7,13 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_file
+
+import actstore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,6 +106,34 @@ def own_model(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     for name in set(sys.modules) - before:
         if name.startswith("transformers_modules"):
             del sys.modules[name]
+
+
+def test_a_class_that_transformers_cannot_generate_with(
+    cli: Callable[..., Result], refused: Callable[..., str], own_model: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    store, trust = tmp_path / "store", ("--trust-remote-code", "--quiet")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("def f(x):")
+    generated = cli("capture", own_model, prompts, store, "--generate", "--max-new-tokens", 3, *trust)
+    assert generated.status == 0, generated.err  # by its forward pass alone
+    assert cli("edit", "suppress", store, "--neurons", "L0.N1", "--name", "off").status == 0
+    cases = tmp_path / "cases.jsonl"
+    cases.write_text(
+        "".join(
+            json.dumps({"prompt": "def", "target": " f", "kind": kind}) + "\n"
+            for kind in ("reliability", "text-locality")
+        )
+    )
+    evaluate = ("edit", "evaluate", store, "off", "--cases", cases, *trust)
+    assert cli(*evaluate).status == 0
+    assert "cannot generate: its class OwnForCausalLM is no GenerationMixin" in refused(*evaluate, "--generate")
+    model = AutoModelForCausalLM.from_pretrained(own_model, trust_remote_code=True)
+    windows = pa.table({"ids": [[4, 5, 6, 7], [8, 9, 10]]})
+    pq.write_table(windows, tmp_path / "ids.parquet")
+    capture = actstore.capture(model, tmp_path / "ids.parquet", tmp_path / "of-ids", ids_column="ids")
+    assert capture.record.plan.n_tokens == 7
 
 
 @pytest.mark.slow

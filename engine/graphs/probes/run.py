@@ -20,7 +20,7 @@ from actstore.engine.graphs.probes.window_plan import write_arranged
 from actstore.engine.models.fingerprint import check_model, fingerprint_of
 from actstore.engine.models.sources import ModelSource
 from actstore.engine.models.tokenizer.load import TextTokenizer
-from actstore.engine.models.tokenizer.special_tokens import configured_special_ids
+from actstore.engine.models.tokenizer.special_tokens import configs_of, configured_special_ids
 from actstore.kernels.pack.statistics import STATISTICS
 from actstore.store.arguments import Typed
 from actstore.store.errors import CaptureError, InvalidInputError
@@ -152,7 +152,7 @@ class _ProbeRun(Run):
         )
         settings = PlanSettings(context, batch_tokens=BATCH_TOKENS, block_slots=slots)
         request.on_plan()
-        special_ids = tokenizer.special_ids if tokenizer else configured_special_ids(*configs_of(model))
+        special_ids = tokenizer.special_ids if tokenizer else configured_special_ids(*configs_of(model.model))
         if isinstance(request.windows, ArrangedWindows):
             fingerprint = tokenizer.fingerprint if tokenizer else ""
             return write_arranged(
@@ -216,8 +216,3 @@ def fill_windows(
     share_prefixes = record.settings["probes"]["kind"] != "sampled"
     fill = fill_by_prefix if share_prefixes and PrefixFiller.fits(model, record) else fill_blocks
     fill(folder, record, model, writer, blocks, progress)
-
-
-def configs_of(model: LoadedModel) -> tuple[Any, Any]:
-    """The configuration of a model, and its configuration of generation or None."""
-    return model.model.config, getattr(model.model, "generation_config", None)

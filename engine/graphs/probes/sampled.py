@@ -11,11 +11,11 @@ import numpy as np
 
 from actstore.engine.capture.progress import CaptureProgress
 from actstore.engine.capture.run import RunOptions
-from actstore.engine.graphs.probes.run import ProbeOutput, ProbeRequest, capture_probes, configs_of
+from actstore.engine.graphs.probes.run import ProbeOutput, ProbeRequest, capture_probes
 from actstore.engine.graphs.probes.sampling import Sampled, Sampler, SampleSettings, prompts_of, take_tokens
 from actstore.engine.inputs.documents import Document
 from actstore.engine.models.fingerprint import fingerprint_of
-from actstore.engine.models.tokenizer.special_tokens import configured_special_ids
+from actstore.engine.models.tokenizer.special_tokens import configs_of, configured_special_ids
 from actstore.store.reader import Store
 from actstore.store.storage.folder import Folder
 
@@ -63,7 +63,9 @@ def sample_probes(
 
     def windows(loaded: LoadedModel, tokenizer: TextTokenizer | None) -> Iterable[Document]:
         ends = (
-            tokenizer.special_ids if tokenizer else configured_special_ids(*configs_of(loaded), roles=("eos_token_id",))
+            tokenizer.special_ids
+            if tokenizer
+            else configured_special_ids(*configs_of(loaded.model), roles=("eos_token_id",))
         )
         sampler = Sampler(loaded, prompts, ends, settings)
         saved = SavedBatches(

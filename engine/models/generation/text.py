@@ -14,6 +14,7 @@ import torch
 
 from actstore.engine.models.cache import cache_arguments, cache_of
 from actstore.engine.models.patching import head_hook, hooked
+from actstore.engine.models.tokenizer.special_tokens import configs_of
 from actstore.store.errors import InvalidInputError, ModelError
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def check_generates(spec: ModelSpec) -> None:
 
 def end_tokens(model: LoadedModel) -> frozenset[int]:
     """The tokens that end a text by the model's own settings of generation, or its configuration."""
-    for config in (model.model.generation_config, model.model.config.get_text_config()):
+    own, of_generation = configs_of(model.model)
+    for config in (of_generation, own.get_text_config()):
         ends = getattr(config, "eos_token_id", None)
         if ends is not None:
             return frozenset(ends) if isinstance(ends, list | tuple) else frozenset({int(ends)})

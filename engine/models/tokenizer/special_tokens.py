@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _ROLES: Final = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 """Roles in which a token stands for no text even if it is the unknown token. Padding is none of them."""
@@ -34,6 +34,11 @@ def configured_special_ids(*configs: Any, roles: tuple[str, ...] = CONFIGURED) -
     values = [getattr(config, role, None) for config in (*configs, *parts) for role in roles]
     ids = [value if isinstance(value, (list, tuple)) else [value] for value in values]
     return frozenset(token for group in ids for token in group if isinstance(token, int) and token >= 0)
+
+
+def configs_of(model: PreTrainedModel) -> tuple[PreTrainedConfig, GenerationConfig | None]:
+    """The configuration of a model in memory, and that of generating; None for a class that cannot generate."""
+    return model.config, getattr(model, "generation_config", None)
 
 
 def special_ids_of_files(name_or_path: str, *, trust_remote_code: bool = False) -> frozenset[int]:

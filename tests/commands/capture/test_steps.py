@@ -7,10 +7,10 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from told_to_end import run_told_to_end
 from written_captures import written
 
 import actstore
@@ -90,16 +90,10 @@ def test_a_worker_whose_time_is_up_lets_go_of_its_blocks(
 ) -> None:
     store = tmp_path / "store"
     planned = cli("plan", tiny_model, corpus, store, "--context", "16", "--memory", "32KB", "--quiet", "--json").json
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "actstore.cli", "fill", str(store), "--worker", "0/1"], stderr=subprocess.PIPE, text=True
-    )
-    while worker.poll() is None and not (store / "captures/corpus/blocks/2.json").exists():
-        time.sleep(0.001)
-    worker.send_signal(signal.SIGTERM)
-    _, err = worker.communicate(timeout=60)
-    assert worker.returncode == 1, err
+    worker = run_told_to_end(signal.SIGTERM, "fill", store, "--worker", "0/1")
+    assert worker.returncode == 1, worker.stderr
     told = re.compile(r"Error: Interrupted: (\d+) of \d+ blocks of capture 'corpus' are in .*`actstore fill`.*\.\n")
-    assert (found := told.search(err)), err
+    assert (found := told.search(worker.stderr)), worker.stderr
     committed = list((store / "captures/corpus/blocks").glob("*.json"))
     assert int(found[1]) == len(committed) < planned["n_blocks"]
     assert not list((store / "captures/corpus/claims").iterdir())
