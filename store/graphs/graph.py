@@ -44,10 +44,11 @@ class GraphPath(NamedTuple):
     """A path of a graph that ends."""
 
     tokens: tuple[int, ...]
-    """From the token at which the neuron fires backwards."""
+    """From the token at which the neuron fires backwards; `nodes.IGNORE` for any token, `nodes.BOUNDARY` before the first."""
     probability: float
     """Of firing where no longer path of the graph matches."""
     value: float
+    """Predicted there, as a share of the graph's `maximum`."""
     count: int  # type: ignore[assignment]
     """Of all occurrences, those included for which a longer path answers."""
     fires: int
