@@ -168,11 +168,11 @@ class Reader:
 
         `InvalidInputError` for a model of a class with which transformers cannot generate.
         """
+        if not prompts:
+            return []
         answers: dict[int, list[int]] = {}
         _, config = configs_of(self.model.model)
         if config is None:
-            if not prompts:
-                return []
             raise InvalidInputError(
                 f"{self.model.spec.name} cannot generate: its class {type(self.model.model).__name__} is no GenerationMixin of "
                 "transformers. Leave out `generate`, and cases of fluency."

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Final
 
 from actstore.store.errors import InvalidInputError
-
-_URL: Final = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/+(?P<rest>.*)")
-"""Of a path too, in which pathlib has made one slash of two."""
+from actstore.store.storage.schemes import url_of
 
 
 def output_path(given: str | Path) -> Path:
@@ -37,9 +33,9 @@ def output_folder(given: str | Path) -> Path:
 
 
 def _of_this_machine(given: str | Path) -> Path:
-    if url := _URL.fullmatch(str(given)):
+    if url := url_of(str(given)):
         raise InvalidInputError(
-            f"Expected a path on this machine to write to, found {url['scheme']}://{url['rest']}. Name a path, and copy it "
-            "there afterwards: only stores are written to a URL."
+            f"Expected a path on this machine to write to, found {url}. Name a path, and copy it there afterwards: only stores "
+            "are written to a URL."
         )
     return Path(given)

@@ -42,20 +42,24 @@ SCHEMES: Final[dict[str, Callable[..., Storage]]] = {
 """What stands before "://" in a location → its storage. Every other scheme is opened by `FsspecStorage`."""
 
 
-_CUT: Final = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/(?P<rest>[^/].*)")
-"""A URL of which pathlib has made a path."""
+_URL: Final = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]+):/+(?P<rest>.*)")
+
+
+def url_of(location: str) -> str | None:
+    """The URL that a location is, or of which pathlib has made a path with one slash; None of any other path."""
+    found = _URL.fullmatch(location)
+    return f"{found['scheme']}://{found['rest']}" if found else None
 
 
 def open_storage(
     location: str, *, read_only: bool, sync: bool = True, options: Mapping[str, Any] | None = None
 ) -> Storage:
     """The storage at a path or URL; `InvalidInputError` where none can be opened there."""
-    if (cut := _CUT.fullmatch(location)) and not Path(f"{cut['scheme']}:").exists():
-        raise InvalidInputError(
-            f"Expected a path or a URL, found {location}. Give {cut['scheme']}://{cut['rest']} as a text: as a `Path` it "
-            "loses a slash."
-        )
     scheme, separator, _ = location.partition("://")
+    if not separator and (url := url_of(location)) and not Path(location.partition("/")[0]).exists():
+        raise InvalidInputError(
+            f"Expected a path or a URL, found {location}. Give {url} as a text: as a `Path` it loses a slash."
+        )
     kind = SCHEMES.get(scheme if separator else "", FsspecStorage)
     try:
         return kind(location, read_only=read_only, sync=sync, options=options)
