@@ -51,12 +51,16 @@ def write_demo(folder: str | Path = ".") -> Path:
 
 def _copy_folder(source: Path, target: Path) -> None:
     """Whole or not at all; a folder that is there, the source itself included, stays."""
+    if target.exists():
+        return
     files = (path for path in source.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     _copy({path.relative_to(source): path for path in files}, target)
 
 
 def copy_standard_library(target: Path) -> None:
     """Copy the interpreter's modules into a folder of text, without tests and third-party packages, unless it is there."""
+    if target.exists():
+        return
     root = Path(sysconfig.get_path("stdlib"))
     copies = {}
     for name in (path.relative_to(root) for path in sorted(root.rglob("*.py"))):
@@ -67,12 +71,10 @@ def copy_standard_library(target: Path) -> None:
 
 
 def _copy(files: Mapping[Path, Path], target: Path) -> None:
-    """Make a folder of files, name in it → file to copy, unless it is there; what a kill left of an earlier one goes.
+    """Make a folder of files, name in it → file to copy; what a kill left of an earlier one goes.
 
     `InvalidInputError` where the disk has no room; an `OSError` names `target`, and nothing of it stays.
     """
-    if target.exists():
-        return
     target.parent.mkdir(parents=True, exist_ok=True)
     check_room(target, sum(file.stat().st_size for file in files.values()), "name another folder")
     partial = target.with_name(f"{target.name}.partial")
